@@ -1,0 +1,138 @@
+"""Workers by id and phase.
+
+Starting ──ready──▶ Serving ──due, dying, timeout, close──▶ Retiring ──▶ exited
+    │                  │                                       │
+    └──────────────────┴────────────── Killed ◀────────────────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ..ids import Seq, TaskId, WorkerId
+from . import policy
+from .messages import KillReason
+
+__all__ = ["Fleet", "Killed", "Phase", "Retiring", "Serving", "Starting", "Worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Its initializers run, until ``deadline`` at the latest."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """It takes tasks. ``due`` is when it is to be rotated in its turn, ``hard`` when without waiting for a turn.
+
+    Both are unknown until it has something to do.
+    """
+
+    due: float | None
+    hard: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retiring:
+    """It takes no more tasks. Killed at ``deadline``; ``rotation`` when a replacement was brought first."""
+
+    deadline: float | None
+    rotation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """Its end is certain. At ``deadline`` the pool ends without waiting for it any longer."""
+
+    deadline: float | None
+    why: KillReason
+
+
+Phase: TypeAlias = Starting | Serving | Retiring | Killed
+
+
+@dataclass(slots=True)
+class Worker:
+    id: WorkerId
+    born: float
+    phase: Phase
+    threads: int  # that take tasks
+    last_result: float  # or when it was given something to do after it had nothing
+    window_start: float
+    ward: bool = False  # it runs suspects, one at a time, and nothing else
+    sent: dict[Seq, TaskId] = field(default_factory=dict)  # in the order of dispatch; without a result so far
+    hung: dict[Seq, float] = field(default_factory=dict)  # over time, since when; settled with its stack
+    interrupted: dict[Seq, float] = field(default_factory=dict)  # told to end by `TaskTimeout`, and since when
+    overdue: bool = False  # a task in it has run too long: that is why it ends
+    dispatched: int = 0  # and not returned
+    done: int = 0
+    rate: float = 0.0
+    window_done: int = 0
+    check_at: float | None = None  # when the board is to be read next: a running time may be over
+    waiting_since: tuple[Seq, float] | None = None  # the first unstarted dispatch when nothing ran, and since when
+    memory_at: float | None = None
+    recalling: bool = False
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Killed for what some task in it has done, and nobody knows which: it had grown too large."""
+        return isinstance(self.phase, Killed) and self.phase.why == "memory"
+
+    def busy_again(self, now: float) -> None:
+        """It is given something after it had nothing: the time between doesn't count."""
+        self.window_start += now - self.last_result
+        self.last_result = now
+
+    def finished(self, count: int, now: float) -> None:
+        """``count`` results arrived."""
+        self.done += count
+        self.last_result = now
+        self.window_done += count
+        span = now - self.window_start
+        if span >= policy.RATE_SECONDS:
+            self.rate = self.window_done / span
+            self.window_start = now
+            self.window_done = 0
+
+
+class Fleet:
+    """All workers that have not ended, oldest first. ``size`` is how many there should be, besides the ward."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.workers: dict[WorkerId, Worker] = {}
+        self.last_id = 0
+
+    @property
+    def starts(self) -> int:
+        return self.last_id
+
+    def new(self, now: float, deadline: float, threads: int, *, ward: bool = False) -> Worker:
+        self.last_id += 1
+        id = WorkerId(self.last_id)
+        worker = Worker(id, now, Starting(deadline), threads, last_result=now, window_start=now, ward=ward)
+        self.workers[id] = worker
+        return worker
+
+    def in_phase(self, *phases: type[Phase]) -> list[Worker]:
+        """Those of the staff, that is without the ward."""
+        return [w for w in self.workers.values() if isinstance(w.phase, phases) and not w.ward]
+
+    def count(self, *phases: type[Phase]) -> int:
+        return len(self.in_phase(*phases))
+
+    @property
+    def is_steady(self) -> bool:
+        """Nobody comes or goes."""
+        return all(isinstance(worker.phase, Serving) and not worker.ward for worker in self.workers.values())
+
+    @property
+    def ward(self) -> Worker | None:
+        """The worker for suspects, when there is one that takes them or will."""
+        for worker in self.workers.values():
+            if worker.ward and isinstance(worker.phase, Starting | Serving):
+                return worker
+        return None

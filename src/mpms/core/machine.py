@@ -1,0 +1,602 @@
+"""All decisions of a pool: which worker gets how many tasks, what an exit means, when to rotate and to give up.
+
+After every step:
+
+ - a task that was submitted is waiting, sent to exactly one worker, or settled; it is settled once;
+ - a task that had started is not sent again, unless ``retries`` allow it;
+ - as many workers are starting or serving as there should be, or a start is due at a known time.
+
+A single thread owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TypeAlias
+
+from ..ids import Seq, TaskId, WorkerId
+from . import policy
+from .dispatch import Dispatcher
+from .fleet import Fleet, Killed, Retiring, Serving, Starting, Worker
+from .limits import Limits
+from .messages import (
+    AbandonedTask,
+    BoardSeen,
+    Broke,
+    CancelRequested,
+    Closed,
+    Crash,
+    DumpStacks,
+    Effect,
+    Event,
+    Fail,
+    FreeMemorySeen,
+    Interrupt,
+    Keep,
+    Kill,
+    KillReason,
+    LinkLost,
+    LostCause,
+    MemorySeen,
+    ReadBoard,
+    ReadMemory,
+    Recall,
+    Resized,
+    ResultsArrived,
+    Retire,
+    Retried,
+    Settle,
+    Stopped,
+    StopRequested,
+    TasksReturned,
+    TasksSubmitted,
+    Timeout,
+    Verdict,
+    Withdrawn,
+    WorkerDue,
+    WorkerDying,
+    WorkerExited,
+    WorkerReady,
+)
+from .staffing import Staffing
+from .story import Story
+from .tasks import Ledger
+
+__all__ = ["PoolMachine"]
+
+
+# What the pool is about, as a whole
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Tasks come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """No more tasks come; those that are here get their outcomes, and then it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """As closing, until ``deadline``; what has no outcome then is cancelled."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoning:
+    """The time of stopping is over: what has no outcome is cancelled, and the workers are killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breaking:
+    """No worker can be started: everything is over but the ends of the workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Every task is settled, and no worker lives."""
+
+
+Mode: TypeAlias = Open | Closing | Stopping | Abandoning | Breaking | Ended
+
+
+class PoolMachine:
+    """``handle(events, now)`` returns what to do; ``next_deadline()`` says when to call it though nothing happened."""
+
+    def __init__(self, limits: Limits, *, story: Story | None = None) -> None:
+        self.limits = limits
+        self.ledger = Ledger()
+        self.fleet = Fleet(limits.processes)
+        self.story = story or Story()
+        self.mode: Mode = Open()
+        self._dispatcher = Dispatcher(limits, self.ledger, self.fleet)
+        self._staffing = Staffing(limits, self.ledger, self.fleet)
+        self._failed = 0  # tasks whose outcome is no value
+        self._restless = True  # something has happened that is more than tasks that come and go
+        self._quiet_until = 0.0  # and if not, nothing is due before this
+        self._out: list[Effect] = []
+
+    # Events in, effects out
+
+    def handle(self, events: Sequence[Event], now: float) -> list[Effect]:
+        """Take what happened since the last call and return what to do, in this order."""
+        self._out = out = list[Effect]()
+        for event in events:
+            self._take(event, now)
+        if self._restless or now >= self._quiet_until or not (self.ledger.waiting or isinstance(self.mode, Open)):
+            self._advance(now)
+            self._rest()
+        else:
+            self._restless = self._dispatcher.deal(now, out)
+        if events or out:
+            self.story.add(now, events, out)
+        return out
+
+    def next_deadline(self) -> float | None:
+        """When :meth:`handle` is to be called at the latest, or ``None``."""
+        if isinstance(self.mode, Ended):
+            return None
+        if self._restless:
+            self._quiet_until = self._next_of_all()
+        due = min(self._quiet_until, self._dispatcher.deadline())
+        return None if due == inf else due
+
+    @property
+    def slack(self) -> int:
+        """How many tasks may well wait here because the workers are that quick: as many as they hold in advance."""
+        return sum(policy.prefetch(worker.rate) for worker in self.fleet.workers.values())
+
+    def _rest(self) -> None:
+        """What tasks that come and go don't change, until something else happens, or is due."""
+        self._quiet_until = self._next_of_all()
+        # Then what is left to do is to deal tasks out, which takes a third of the time.
+        self._restless = not (
+            isinstance(self.mode, Open | Closing)
+            and self.fleet.is_steady
+            and self.limits.budget is None
+            and not self.ledger.suspects
+            and not self.ledger.isolated
+        )
+
+    def _next_of_all(self) -> float:
+        return min((t for t in self._deadlines() if t is not None), default=inf)
+
+    def _deadlines(self) -> list[float | None]:
+        times: list[float | None] = [self.ledger.delayed[0][0] if self.ledger.delayed else None]
+        if isinstance(self.mode, Stopping):
+            times.append(self.mode.deadline)
+        times += self._staffing.deadlines(needed=self._needs_workers())
+        for worker in self.fleet.workers.values():
+            times.append(worker.check_at)
+            times.append(worker.memory_at)
+            for since in worker.hung.values():
+                times.append(since + policy.DUMP_SECONDS)
+            match worker.phase:
+                case Serving(_, hard):
+                    times.append(hard)
+                case Starting(deadline) | Retiring(deadline) | Killed(deadline):
+                    times.append(deadline)
+        return times
+
+    def _take(self, event: Event, now: float) -> None:
+        self._restless = self._restless or not isinstance(event, (ResultsArrived, TasksSubmitted))
+        match event:
+            case ResultsArrived():
+                self._results(event, now)
+            case TasksSubmitted(tasks, options):
+                self.ledger.submit(tasks, options)
+            case CancelRequested(tasks):
+                self._cancel(tasks, now)
+            case WorkerReady(worker):
+                self._ready(worker)
+            case TasksReturned(worker, floor):
+                self._returned(worker, floor, now)
+            case WorkerDue(worker, threads):
+                self._due(worker, threads, now)
+            case WorkerDying(worker):
+                self._retire(self.fleet.workers.get(worker), now + self.limits.grace)
+            case WorkerExited():
+                self._exited(event, now)
+            case BoardSeen():
+                self._board(event, now)
+            case MemorySeen():
+                self._memory(event, now)
+            case FreeMemorySeen(enough):
+                self._dispatcher.heard_of_memory(enough, now)
+            case Resized(processes):
+                self.fleet.size = processes
+            case LinkLost(worker):
+                self._link_lost(worker, now)
+            case Closed():
+                if isinstance(self.mode, Open):
+                    self.mode = Closing()
+            case StopRequested(deadline):
+                self._stop(deadline)
+            case Broke():
+                self._break()
+
+    # What each event means
+
+    def _results(self, event: ResultsArrived, now: float) -> None:
+        worker = self.fleet.workers.get(event.worker)
+        if worker is None:
+            return
+        # What isn't there is late: it timed out, and has its outcome.
+        take = worker.sent.pop
+        settled = [(task, seq) for seq in event.seqs if (task := take(seq, None)) is not None]
+        if worker.hung or worker.interrupted:
+            for _, seq in settled:
+                worker.hung.pop(seq, None)
+                worker.interrupted.pop(seq, None)
+        retried = 0
+        if event.retry:
+            again = [(task, seq) for task, seq in settled if seq in event.retry and self._has_attempts(task)]
+            for task, seq in again:
+                self._retry(task, seq, None, now)
+            retried = len(again)
+            settled = [pair for pair in settled if pair not in again]
+        self.ledger.settle_all(settled)
+        worker.finished(len(event.seqs), now)
+        self._staffing.did_something()
+        if settled:
+            self._out.append(Settle(settled))
+        # No more than were settled: the failure of one that is late was its timeout.
+        self._note_failures(min(event.failed - retried, len(settled)), now)
+
+    def _has_attempts(self, task: TaskId) -> bool:
+        return self.ledger.attempts(task) <= self._retries(task)
+
+    def _ready(self, id: WorkerId) -> None:
+        worker = self.fleet.workers.get(id)
+        if worker is None or not isinstance(worker.phase, Starting):
+            return
+        self._staffing.came_up()
+        worker.phase = Serving(None, None)  # its age counts from its first task
+
+    def _returned(self, id: WorkerId, floor: Seq, now: float) -> None:
+        worker = self.fleet.workers.get(id)
+        if worker is None:
+            return
+        worker.recalling = False
+        back = [seq for seq in worker.sent if seq >= floor]
+        worker.dispatched -= len(back)
+        self._put_back([worker.sent.pop(seq) for seq in back], now)
+        self._keep(worker.sent.values())
+
+    def _cancel(self, tasks: Sequence[TaskId] | None, now: float) -> None:
+        sent = {task: worker for worker in self.fleet.workers.values() for task in worker.sent.values()}
+        if tasks is None:
+            for task in self.ledger.drop_all():
+                self._fail(task, None, Withdrawn(), now)
+            tasks = list(sent)
+        kept = []
+        for task in tasks:
+            if task in sent:
+                self.ledger.unwanted.add(task)
+                self._recall(sent[task])
+            elif self.ledger.withdraw(task):
+                self._fail(task, None, Withdrawn(), now)
+            else:
+                kept.append(task)
+        if kept:
+            self._out.append(Keep(kept))
+
+    def _recall(self, worker: Worker) -> None:
+        # Nothing is sent while a recall is under way: its answer is about all that there is.
+        if not worker.recalling:
+            worker.recalling = True
+            self._out.append(Recall(worker.id, next(reversed(worker.sent))))
+
+    def _put_back(self, tasks: Sequence[TaskId], now: float) -> None:
+        """They had not started."""
+        if not self.ledger.unwanted.isdisjoint(tasks):
+            dropped = self.ledger.unwanted.intersection(tasks)
+            for task in sorted(dropped):
+                self._fail(task, None, Withdrawn(), now)
+            tasks = [task for task in tasks if task not in dropped]
+        self.ledger.put_back(tasks)
+
+    def _keep(self, tasks: Iterable[TaskId]) -> None:
+        """They have started: that is too late to cancel them."""
+        started = self.ledger.unwanted.intersection(tasks)
+        if started:
+            self.ledger.unwanted -= started
+            self._out.append(Keep(sorted(started)))
+
+    def _due(self, id: WorkerId, threads: int, now: float) -> None:
+        worker = self.fleet.workers.get(id)
+        if worker is None or not isinstance(worker.phase, Serving):
+            return
+        worker.threads = threads
+        if threads:
+            worker.phase = replace(worker.phase, due=now)
+        else:
+            self._retire(worker, None)  # nobody in it takes tasks: it can't wait for its turn
+
+    def _memory(self, event: MemorySeen, now: float) -> None:
+        worker = self.fleet.workers.get(event.worker)
+        if worker is None:
+            return
+        if event.over_hard:
+            self._kill(worker, "memory")
+        elif event.over and isinstance(worker.phase, Serving):
+            worker.phase = replace(worker.phase, due=now)
+
+    def _board(self, event: BoardSeen, now: float) -> None:
+        worker = self.fleet.workers.get(event.worker)
+        if worker is None:
+            return
+        limit_of = self._dispatcher.limit_of
+        running = {seq: start for seq, start in event.running if seq in worker.sent}
+        checks = [now + limit for seq, task in worker.sent.items() if seq not in running and (limit := limit_of(task))]
+        over = []
+        for seq, start in running.items():
+            limit = limit_of(worker.sent[seq])
+            if limit is None or seq in worker.hung:
+                continue
+            deadline = self._interrupt(worker, seq, limit, now) if now >= start + limit else start + limit
+            if now >= deadline:
+                over.append(seq)
+            else:
+                checks.append(deadline)
+        if over:
+            worker.hung.update((seq, now) for seq in over)
+            worker.overdue = True
+            self._out.append(DumpStacks(worker.id))
+            self._retire(worker, now + max(self.limits.grace, policy.DUMP_SECONDS))
+        waiting = next((seq for seq in worker.sent if seq not in running), None)
+        worker.check_at = min(checks, default=None)
+        # Tasks, and nothing runs, at two looks in a row: a process that was stopped before it had read them.
+        if waiting is None or running:
+            worker.waiting_since = None
+        elif worker.waiting_since is None or worker.waiting_since[0] != waiting:
+            worker.waiting_since = waiting, now
+        elif now >= worker.waiting_since[1] + policy.MUTE_SECONDS:
+            self._kill(worker, "unresponsive")
+
+    def _interrupt(self, worker: Worker, seq: Seq, limit: float, now: float) -> float:
+        """The task is over its limit. Until when it has to end by itself."""
+        if not self.limits.timeout_raises:
+            return now
+        since = worker.interrupted.get(seq)
+        if since is None:
+            worker.interrupted[seq] = since = now
+            self._out.append(Interrupt(worker.id, seq, limit))
+        return since + policy.SOFT_SECONDS
+
+    def _exited(self, event: WorkerExited, now: float) -> None:
+        worker = self.fleet.workers.pop(event.worker, None)
+        if worker is None:
+            return
+        if isinstance(self.mode, Abandoning | Breaking):
+            for seq, task in worker.sent.items():
+                started = seq <= event.watermark
+                self._fail(task, seq, LostCause() if isinstance(self.mode, Breaking) else AbandonedTask(started), now)
+            return
+        self._put_back([task for seq, task in worker.sent.items() if seq > event.watermark], now)
+        killed = isinstance(worker.phase, Killed) and not worker.is_suspicious
+        for seq, task in reversed(worker.sent.items()):  # the oldest last, so that it is in front again
+            if seq > event.watermark:
+                continue
+            if seq in worker.hung:
+                self._timed_out(worker, seq, task, now)
+            elif event.blamed == seq:
+                self._crashed(worker, seq, task, now, blamed=True)
+            elif event.blamed is not None or worker.overdue:
+                self._bereaved(worker, seq, task, now)
+            elif killed:
+                self._crashed(worker, seq, task, now, blamed=False)
+            else:  # somebody in it did it, and who is known only if there was nobody else
+                self._crashed(worker, seq, task, now, blamed=True if worker.ward else None)
+        self._keep(worker.sent.values())
+        match worker.phase:
+            case Starting():
+                self._start_failed(worker, now)
+            case Serving() if not worker.done and not event.watermark:
+                self._staffing.ended_barren(now)
+            case _:
+                pass
+
+    def _link_lost(self, id: WorkerId, now: float) -> None:
+        worker = self.fleet.workers.get(id)
+        if worker is None:
+            return
+        if isinstance(worker.phase, Starting):
+            self._start_failed(worker, now)
+        self._kill(worker, "link lost")
+
+    def _start_failed(self, worker: Worker, now: float) -> None:
+        self._staffing.start_failed(worker, now)
+        if self._staffing.is_hopeless:
+            self._break()
+
+    # What becomes of a task
+
+    def _retries(self, task: TaskId) -> int:
+        own = self.ledger.of(task).retries
+        return self.limits.retries if own is None else own
+
+    def _crashed(self, worker: Worker, seq: Seq, task: TaskId, now: float, *, blamed: bool | None) -> None:
+        attempts = self.ledger.attempts(task)
+        verdict = Crash(worker.id, blamed, attempts)
+        if self._has_attempts(task) and self.limits.retry_crashes:
+            self._retry(task, seq, verdict, now, suspect=blamed is not False)
+        else:
+            self._fail(task, seq, verdict, now)
+
+    def _bereaved(self, worker: Worker, seq: Seq, task: TaskId, now: float) -> None:
+        """Another task ended the worker, and pays for it."""
+        if self._retries(task) and self.limits.retry_crashes:
+            self.ledger.try_again(task)
+        else:
+            self._fail(task, seq, Crash(worker.id, False, self.ledger.attempts(task)), now)
+
+    def _timed_out(self, worker: Worker, seq: Seq, task: TaskId, now: float) -> None:
+        attempts = self.ledger.attempts(task)
+        verdict = Timeout(worker.id, self._dispatcher.limit_of(task) or 0.0, attempts)
+        if self._has_attempts(task) and self.limits.retry_timeouts:
+            self._retry(task, seq, verdict, now)
+        else:
+            self._fail(task, seq, verdict, now)
+
+    def _retry(self, task: TaskId, seq: Seq, verdict: Verdict | None, now: float, *, suspect: bool = False) -> None:
+        self._restless = True
+        delay = policy.backoff(self.limits, task, self.ledger.count_attempt(task))
+        self.ledger.try_again(task, now + delay if delay else None, suspect=suspect)
+        self._out.append(Retried(task, seq, verdict))
+        self._keep([task])
+
+    def _fail(self, task: TaskId, seq: Seq | None, verdict: Verdict, now: float) -> None:
+        self.ledger.settle(task)
+        self._out.append(Fail(task, seq, verdict))
+        if isinstance(verdict, Crash | Timeout):
+            self._note_failures(1, now)
+
+    def _note_failures(self, count: int, now: float) -> None:
+        self._failed += count
+        if count and policy.stop_due(self.limits, self._failed, self.ledger.settled):
+            self._stop(now)
+
+    # Ends
+
+    def _retire(self, worker: Worker | None, deadline: float | None, *, rotation: bool = False) -> None:
+        if worker is None:
+            return
+        match worker.phase:
+            case Starting() | Serving():
+                worker.phase = Retiring(deadline, rotation)
+                self._out.append(Retire(worker.id))
+            case Retiring(before, was_rotation):
+                bounds = [d for d in (before, deadline) if d is not None]
+                worker.phase = Retiring(min(bounds, default=None), was_rotation)
+            case Killed():
+                pass
+
+    def _kill(self, worker: Worker, why: KillReason) -> None:
+        if not isinstance(worker.phase, Killed):
+            worker.phase = Killed(None, why)
+            self._out.append(Kill(worker.id, why))
+
+    def _await_end(self, worker: Worker, deadline: float) -> None:
+        """If it was killed, don't wait for its end for longer than until ``deadline``."""
+        match worker.phase:
+            case Killed(before):
+                worker.phase = replace(worker.phase, deadline=deadline if before is None else min(before, deadline))
+            case _:
+                pass
+
+    def _stop(self, deadline: float) -> None:
+        self._restless = True
+        match self.mode:
+            case Open() | Closing():
+                self.mode = Stopping(deadline)
+            case Stopping(before):
+                self.mode = Stopping(min(before, deadline))
+            case Abandoning() | Breaking() | Ended():
+                pass
+
+    def _break(self) -> None:
+        if not isinstance(self.mode, Abandoning | Ended):
+            self.mode = Breaking()
+
+    # What time and circumstances ask for
+
+    def _advance(self, now: float) -> None:
+        if isinstance(self.mode, Ended):
+            for task in self.ledger.drop_all():  # accepted just before the news got about
+                self._fail(task, None, LostCause(), now)
+            return
+        self.ledger.wake(now)
+        for worker in list(self.fleet.workers.values()):
+            self._watch(worker, now)
+        if isinstance(self.mode, Stopping) and now >= self.mode.deadline:
+            self.mode = Abandoning()
+        self._dispatcher.rest()
+        match self.mode:
+            case Breaking():
+                self._abandon(LostCause(), now)
+            case Abandoning():
+                self._abandon(AbandonedTask(started=False), now)
+            case _ if self._draining():
+                for worker in self.fleet.workers.values():
+                    self._retire(worker, now + self.limits.start_timeout)
+                    self._await_end(worker, now + self.limits.start_timeout)
+            case _:
+                self._staff(now)
+        if not isinstance(self.mode, Open) and not self.fleet.workers and not self.ledger.outstanding:
+            self._out.append(Stopped(broken=isinstance(self.mode, Breaking)))
+            self.mode = Ended()
+
+    def _staff(self, now: float) -> None:
+        needed = self._needs_workers()
+        rotated = self._staffing.end_turn()
+        if rotated is not None:
+            hard = rotated.phase.hard if isinstance(rotated.phase, Serving) else None
+            self._retire(rotated, None if hard is None else hard + self.limits.grace, rotation=True)
+            self._watch(rotated, now)  # it may have nothing to do but its finalizers
+        for worker in self._staffing.surplus(now, needed=needed):
+            self._retire(worker, None)
+            self._watch(worker, now)
+        self._dispatcher.deal(now, self._out)
+        self._staffing.begin_turn(now)
+        self._out += self._staffing.starts(now, needed=self._needs_workers())
+
+    def _needs_workers(self) -> bool:
+        """Whether a new worker would have something to do, now or later."""
+        match self.mode:
+            case Open():
+                return True
+            case Closing() | Stopping():
+                return self.ledger.waiting > 0
+            case _:
+                return False
+
+    def _abandon(self, verdict: AbandonedTask | LostCause, now: float) -> None:
+        for task in self.ledger.drop_all():
+            self._fail(task, None, verdict, now)
+        for worker in self.fleet.workers.values():
+            self._kill(worker, "stopped")
+            self._await_end(worker, now + policy.KILL_SECONDS)
+
+    def _watch(self, worker: Worker, now: float) -> None:
+        """The deadlines of one worker."""
+        for seq, since in list(worker.hung.items()):
+            if now >= since + policy.DUMP_SECONDS and seq in worker.sent:
+                # Out of `sent`: a result that comes later is late.
+                del worker.hung[seq]
+                self._timed_out(worker, seq, worker.sent.pop(seq), now)
+        if worker.check_at is not None and now >= worker.check_at:
+            worker.check_at = None
+            self._out.append(ReadBoard(worker.id))
+        if worker.memory_at is not None and now >= worker.memory_at:
+            worker.memory_at = now + policy.MEMORY_SECONDS if worker.sent else None
+            self._out.append(ReadMemory(worker.id))
+        match worker.phase:
+            case Starting(deadline) if now >= deadline:
+                self._start_failed(worker, now)
+                self._kill(worker, "start timeout")
+            case Serving(_, hard) if hard is not None and now >= hard:
+                self._retire(worker, now + self.limits.grace)
+            case Retiring() if worker.overdue and not worker.sent:
+                self._kill(worker, "timeout")  # but for who hangs nobody is in it, and a retry isn't to run beside him
+            case Retiring(deadline) if deadline is not None and now >= deadline:
+                self._kill(worker, "timeout" if worker.overdue else "grace over")
+            case Retiring(None, rotation) if not worker.sent:
+                # It has only its finalizers to run: they get as long as the initializers.
+                worker.phase = Retiring(now + self.limits.start_timeout, rotation)
+            case Killed(deadline) if deadline is not None and now >= deadline:
+                # It isn't seen to end, in a system call that can't be interrupted: its tasks don't wait for that.
+                del self.fleet.workers[worker.id]
+                verdict = LostCause() if isinstance(self.mode, Breaking) else AbandonedTask(started=True)
+                for seq, task in worker.sent.items():
+                    self._fail(task, seq, verdict, now)
+            case _:
+                pass
+
+    def _draining(self) -> bool:
+        return isinstance(self.mode, Closing | Stopping) and not self.ledger.outstanding

@@ -1,0 +1,366 @@
+"""Events (what happened) go into the machine, effects (what to do) come out. All frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..ids import Seq, TaskId, TaskOptions, WorkerId
+
+__all__ = [
+    "AbandonedTask",
+    "BoardSeen",
+    "Broke",
+    "CancelRequested",
+    "Closed",
+    "Crash",
+    "Dispatch",
+    "DumpStacks",
+    "Effect",
+    "Event",
+    "Fail",
+    "FreeMemorySeen",
+    "Interrupt",
+    "Keep",
+    "Kill",
+    "KillReason",
+    "LinkLost",
+    "LostCause",
+    "MemorySeen",
+    "ReadBoard",
+    "ReadFreeMemory",
+    "ReadMemory",
+    "Recall",
+    "Resized",
+    "ResultsArrived",
+    "Retire",
+    "Retried",
+    "Settle",
+    "StartWorker",
+    "StopRequested",
+    "Stopped",
+    "TasksReturned",
+    "TasksSubmitted",
+    "Timeout",
+    "Verdict",
+    "Withdrawn",
+    "WorkerDue",
+    "WorkerDying",
+    "WorkerExited",
+    "WorkerReady",
+]
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSubmitted:
+    """Tasks were accepted, in this order. ``options`` are those of the tasks that have some of their own."""
+
+    tasks: Sequence[TaskId]
+    options: Mapping[TaskId, TaskOptions] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """These tasks are not wanted any more, if they have not started. ``None``: all of them."""
+
+    tasks: Sequence[TaskId] | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The initializers have run; the worker takes tasks."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsArrived:
+    """A worker finished these dispatches. ``failed`` of them raised, ``retry`` are those that are to be tried again."""
+
+    worker: WorkerId
+    seqs: Sequence[Seq]
+    failed: int = 0
+    retry: frozenset[Seq] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class TasksReturned:
+    """A worker gave back every task from ``floor`` on: it has not started them, and never will."""
+
+    worker: WorkerId
+    floor: Seq
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDue:
+    """A thread of the worker has run its share of tasks; ``threads`` still take some."""
+
+    worker: WorkerId
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDying:
+    """A task asked for the end of its process: it takes no more, and finishes what runs."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """The process has ended and its socket was read to the end.
+
+    ``watermark`` is the highest dispatch that it had started (0: none), ``blamed`` the one that is known to have
+    ended it.
+    """
+
+    worker: WorkerId
+    watermark: Seq
+    blamed: Seq | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSeen:
+    """What a worker's threads run now, and since when: the answer to :class:`ReadBoard`."""
+
+    worker: WorkerId
+    running: Sequence[tuple[Seq, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySeen:
+    """How a worker's memory compares to the limits: the answer to :class:`ReadMemory`."""
+
+    worker: WorkerId
+    over: bool
+    over_hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FreeMemorySeen:
+    """Whether the machine has enough free memory for more tasks: the answer to :class:`ReadFreeMemory`."""
+
+    enough: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The pool is to have this many workers."""
+
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """The worker's socket was closed, though the process may live: nothing can be heard from it any more."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """No more tasks come: end when all are settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """No more tasks come, and what is not settled at ``deadline`` is killed and cancelled."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """No worker can ever be started (the function can't be loaded): give up now."""
+
+
+Event: TypeAlias = (
+    TasksSubmitted
+    | CancelRequested
+    | WorkerReady
+    | ResultsArrived
+    | TasksReturned
+    | WorkerDue
+    | WorkerDying
+    | WorkerExited
+    | BoardSeen
+    | MemorySeen
+    | FreeMemorySeen
+    | Resized
+    | LinkLost
+    | Closed
+    | StopRequested
+    | Broke
+)
+
+
+# Effects
+
+KillReason: TypeAlias = Literal[
+    "timeout", "start timeout", "grace over", "unresponsive", "link lost", "memory", "stopped"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The task had started in ``worker``, which has ended."""
+
+    worker: WorkerId
+    blamed: bool | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """The task ran in ``worker`` for longer than ``limit`` seconds."""
+
+    worker: WorkerId
+    limit: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedTask:
+    """The pool was stopped first."""
+
+    started: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LostCause:
+    """The pool broke first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """It was cancelled, and had not started."""
+
+
+Verdict: TypeAlias = Crash | Timeout | AbandonedTask | LostCause | Withdrawn
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send these tasks to the worker, in this order. The numbers grow."""
+
+    worker: WorkerId
+    tasks: Sequence[tuple[Seq, TaskId]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask the worker to give back what it has not started, of all up to ``upto``: its last dispatch so far."""
+
+    worker: WorkerId
+    upto: Seq
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Ask the worker to take no more, give back what it has not started, finish, run finalizers, and exit."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBoard:
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMemory:
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFreeMemory:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Raise ``TaskTimeout`` in the thread that runs this dispatch, for longer than ``limit`` seconds."""
+
+    worker: WorkerId
+    seq: Seq
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks:
+    """Have the worker write where its threads are: a task in it has run too long."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    worker: WorkerId
+    why: KillReason
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The results of these dispatches are the outcomes of these tasks."""
+
+    tasks: Sequence[tuple[TaskId, Seq]]
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The task will be run again. ``verdict`` says how this attempt ended; ``None``: as the result of ``seq`` says."""
+
+    task: TaskId
+    seq: Seq
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The task is over without a result of its own; ``seq`` is its last dispatch, if it had any."""
+
+    task: TaskId
+    seq: Seq | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """These tasks were to be cancelled, and are not: they had started, or are over."""
+
+    tasks: Sequence[TaskId]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Every task is settled and every worker has ended: the last effect."""
+
+    broken: bool
+
+
+Effect: TypeAlias = (
+    StartWorker
+    | Dispatch
+    | Recall
+    | Retire
+    | ReadBoard
+    | ReadMemory
+    | ReadFreeMemory
+    | Interrupt
+    | DumpStacks
+    | Kill
+    | Settle
+    | Retried
+    | Fail
+    | Keep
+    | Stopped
+)

@@ -1,0 +1,267 @@
+"""What faces and engines share: the two protocols and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from .ids import TaskId, TaskOptions
+from .outcome import Outcome
+
+__all__ = [
+    "Delivered",
+    "Engine",
+    "Pending",
+    "Refused",
+    "RunningTask",
+    "Sink",
+    "Stats",
+    "ThreadStack",
+    "Ticket",
+    "WorkerHandle",
+    "WorkerInfo",
+    "WorkerStacks",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """A snapshot of a pool.
+
+    ``submitted = done + failed + queued + running``, where ``done`` and ``failed`` have their outcome (``failed``:
+    any but a returned value), ``running`` are on a thread now or about to be, and ``queued`` wait. ``workers`` counts
+    processes by phase (``starting``, ``serving``, ``retiring``, ``killed``), ``crashes`` worker ends by cause
+    (``"SIGKILL"``, ``"exit 3"``, ``"timeout"``, ``"start timeout"``). ``oldest`` is the running time in seconds of the
+    task that has run longest, and ``oldest_task`` its id. ``throughput`` is tasks per second since the start.
+    """
+
+    submitted: int = 0
+    done: int = 0
+    failed: int = 0
+    queued: int = 0
+    running: int = 0
+    undelivered: int = 0
+    retried: int = 0
+    starts: int = 0
+    zombies: int = 0
+    workers: Mapping[str, int] = field(default_factory=dict)
+    crashes: Mapping[str, int] = field(default_factory=dict)
+    oldest: float | None = None
+    oldest_task: TaskId | None = None
+    uptime: float = 0.0
+    throughput: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What one thread of a worker runs: the task and for how many seconds."""
+
+    thread: int
+    task: TaskId
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process as the pool sees it now. ``age`` is in seconds since its start was asked for."""
+
+    name: str
+    pid: int | None
+    phase: str
+    age: float
+    done: int
+    running: tuple[RunningTask, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadStack:
+    """Where one thread of a worker is. ``thread`` is its number, and ``dispatch`` the number under which it runs a task
+    for ``seconds``; all three are ``None`` for a thread that runs none. ``task`` is known within the pool's process."""
+
+    thread: int | None
+    dispatch: int | None
+    seconds: float | None
+    stack: str
+    task: TaskId | None = None
+
+    def __str__(self) -> str:
+        what = "no task" if self.seconds is None else f"for {self.seconds:.1f} s"
+        if self.task is not None:
+            what = f"task {self.task} {what}"
+        return f"{'thread' if self.thread is None else f'#t{self.thread}'}: {what}\n{self.stack}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStacks:
+    """Where the threads of one worker are; none when it didn't answer. ``str()`` shows it."""
+
+    name: str
+    pid: int
+    threads: tuple[ThreadStack, ...]
+
+    def __str__(self) -> str:
+        if not self.threads:
+            return f"{self.name} (pid {self.pid}) did not answer: it is stopped, or in the kernel"
+        return "\n".join([f"{self.name} (pid {self.pid})", *map(str, self.threads)])
+
+
+Delivered: TypeAlias = tuple[TaskId, tuple[Any, ...], Mapping[str, Any], Outcome]
+"""A task, its arguments as they were given to ``submit``, and what became of it."""
+
+
+class Sink(Protocol):
+    """Where an engine delivers outcomes: called from one thread, the engine's delivery thread, never two at once."""
+
+    def deliver(self, outcomes: Sequence[Delivered]) -> None:
+        """Take a batch. May call the user's code and be slow; an exception that it lets out is logged."""
+        ...
+
+    def end(self) -> None:
+        """There will be no more. Called once."""
+        ...
+
+
+class Ticket(Protocol):
+    """Whoever wants the outcome of one task, in place of the sink."""
+
+    def settle(self, outcome: Outcome) -> None:
+        """Called once, on the engine's delivery thread, as the sink is. An exception that it lets out is logged."""
+        ...
+
+
+class WorkerHandle(Protocol):
+    """A worker process, as ``multiprocessing.Process`` shows it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def exitcode(self) -> int | None: ...
+
+    def is_alive(self) -> bool: ...
+
+
+_Kept = TypeVar("_Kept")
+
+
+class Pending(Mapping[TaskId, tuple[Any, ...]], Generic[_Kept]):
+    """What is accepted and not delivered, as it is at each look; ``show`` makes of a record what is to be seen."""
+
+    def __init__(self, records: Mapping[TaskId, _Kept], show: Callable[[TaskId, _Kept], tuple[Any, ...]]) -> None:
+        self._records = records
+        self._show = show
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[TaskId]:
+        return iter(list(self._records))
+
+    def __getitem__(self, task: TaskId) -> tuple[Any, ...]:
+        return self._show(task, self._records[task])
+
+
+class Refused(RuntimeError):
+    """What an engine raises that accepts no more tasks: a name of its own, since pickling raises RuntimeError too."""
+
+
+class Engine(Protocol):
+    """Runs one function over tasks. All methods may be called from any thread, unless they say otherwise."""
+
+    def start(self) -> None:
+        """Start workers, without waiting for them. Call once. Raises ``TypeError`` for what can't be shipped."""
+        ...
+
+    def submit(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: TaskOptions | None = None,
+        *,
+        function: Callable[..., Any] | None = None,
+        each: bool = False,
+        ticket: Ticket | None = None,
+        wait: bool = True,
+    ) -> TaskId:
+        """Accept a task; raises what pickling its arguments or its function raises, before anything is accepted.
+
+        ``function`` is called in place of the engine's own; with ``each`` it is called for each item of a chunk, which
+        ``args`` then are (see ``wire.chunks.Packed``; the value is a ``Chunk``). With a ``ticket`` that one gets the
+        outcome, and the sink doesn't. With ``wait``, blocks while too much is pending, except on the delivery thread.
+        Raises ``PoolBroken``, or ``Refused`` after :meth:`close`.
+        """
+        ...
+
+    def cancel(self, task: TaskId, timeout: float = 0.0) -> bool:
+        """Cancel the task if it has not started; its outcome is then ``TaskCancelled``. Whether that is certain within
+        ``timeout`` seconds: normally it takes a millisecond, and with 0 is not waited for."""
+        ...
+
+    def cancel_all(self) -> None:
+        """As :meth:`cancel`, of every task. Does not block."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more. When every task has its outcome, workers end by themselves. Does not block."""
+        ...
+
+    def stop(self, timeout: float) -> None:
+        """Close; whatever has no outcome after ``timeout`` seconds is killed and cancelled. Does not block."""
+        ...
+
+    def wait_queued(self, timeout: float | None = None) -> bool:
+        """Wait until no accepted task waits for a thread; whether that came true in time."""
+        ...
+
+    def wait_stopped(self, timeout: float | None = None) -> bool:
+        """After :meth:`close` or :meth:`stop`: wait until all is delivered and nothing is left; whether it was in time.
+
+        Raises ``RuntimeError`` on the delivery thread, which would wait for itself.
+        """
+        ...
+
+    def resize(self, processes: int) -> None:
+        """Have this many workers from now on; those that are too many finish what they run. Does not block."""
+        ...
+
+    def pending(self) -> Mapping[TaskId, tuple[Any, ...]]:
+        """A live view of the tasks that are not delivered: ``(id, args, kwargs, time)``."""
+        ...
+
+    def unfinished(self) -> Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        """The arguments of the tasks that were cancelled, or lost with a broken pool, in the order of acceptance."""
+        ...
+
+    def stats(self) -> Stats:
+        """Figures as of now; costs some microseconds for each worker."""
+        ...
+
+    def workers(self) -> Sequence[WorkerInfo]:
+        """The workers as of now."""
+        ...
+
+    def handles(self) -> Mapping[str, WorkerHandle]:
+        """The processes as of now, by name."""
+        ...
+
+    def stacks(self) -> Sequence[WorkerStacks]:
+        """Where every thread of every worker is. Blocks for some milliseconds; for half a second if one is stopped."""
+        ...
+
+    def story(self) -> Sequence[str]:
+        """The last things that happened, oldest first, one line each."""
+        ...
+
+    @property
+    def submitted(self) -> int:
+        """How many tasks were accepted without a ticket."""
+        ...
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why the pool broke, if it did."""
+        ...

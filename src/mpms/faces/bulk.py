@@ -1,0 +1,383 @@
+"""One function over many items, in chunks that take some milliseconds, each item with an outcome of its own.
+
+    source ─▶ feed ─▶ engine ─▶ settle ─▶ pieces, by place ─▶ values, or pairs
+
+- The size of chunks follows the time that items are measured to take. A worker hands a chunk that takes too long back.
+- Of a chunk whose worker ends, the items that may have started have that outcome; the others go on in a new one.
+- The source is read by who iterates, in its thread, and only so far ahead as the bound allows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from time import monotonic
+from typing import Any, TypeAlias
+
+from ..config import PoolConfig
+from ..engine import Engine, Refused
+from ..errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
+from ..ids import TaskId, TaskOptions
+from ..outcome import Crashed, Outcome, Returned, TimedOut
+from ..wire.chunks import Chunk, pack
+
+__all__ = ["Bulk"]
+
+_CHUNK_SECONDS = 0.004
+"""What a chunk is to take: to send one and to hear of it costs 20 µs and more, some half a percent of it."""
+
+_CHUNK_MOST = 50_000
+_GROWTH = 16  # of chunks in one step, so that some quick items in front of slow ones don't mislead
+
+_FILL_SECONDS = 0.005
+"""How long a chunk waits for a slow source to give it more items."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """In place of a value."""
+
+    error: BaseException
+
+
+_Piece: TypeAlias = tuple[int, list[Any], list[Any]]
+"""The place of the first, items, and for each its value or :class:`_Failure`."""
+
+
+class Bulk:
+    """Feeds the items of ``source`` to ``engine``, and keeps what comes back until somebody takes it.
+
+    ``function=None`` is the engine's own. ``star``: items are tuples of arguments. ``chunksize=None``: as measured.
+    ``buffersize`` bounds the items that are read and not taken; ``None``: some chunks for each thread. ``eager``: all
+    of ``source`` is at hand, and is fed though nobody takes anything; then ``ended`` is called when all is done.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: PoolConfig,
+        function: Callable[..., Any] | None,
+        source: Iterable[Any],
+        *,
+        star: bool = False,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        eager: bool = False,
+        ended: Callable[[Bulk], None] | None = None,
+    ) -> None:
+        threads = config.processes * config.threads
+        self._engine = engine
+        self._config = config
+        self._function = function
+        self._star = star
+        self._chunksize = 1 if _must_be_single(config) else chunksize
+        self._single = _must_be_single(config)
+        self._exact = config.task_timeout is not None or config.lifecycle_duration_hard is not None
+        self._size_most = _CHUNK_MOST if buffersize is None else max(1, buffersize // (2 * threads))
+        self._chunks_most = 2 * threads + 2
+        self._buffersize = buffersize
+        self._eager = eager
+        self._ended = ended
+        self._source = iter(source)
+        self._feeding = threading.Lock()  # whoever has it feeds: guards the source, and the next one
+        self._read = 0
+        self._changed = threading.Condition(threading.Lock())  # its lock guards all below
+        self._pieces: dict[int, _Piece] = {}  # by place, in the order in which they came
+        self._out: dict[_Ticket, TaskId | None] = {}  # what the engine has
+        self._untaken = 0  # items that were read and not taken
+        self._asked = 0  # 1 as soon as somebody asks for one, which will not be in the buffer: as Python 3.14 counts
+        self._size = 1
+        self._exhausted = False
+        self._closed = False
+        self._problem: Exception | None = None  # what the source raised, or why no more is accepted
+
+    # Items go out
+
+    def feed(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Send what the bounds allow, until it is ``enough``. One thread does, and others leave it to that one."""
+        while not enough() and (room := self._room()) and self._feeding.acquire(False):
+            try:
+                items = self._read_some(room)
+                place, self._read = self._read, self._read + len(items)
+                with self._changed:
+                    self._untaken += len(items)
+                self._send(place, items)
+            finally:
+                self._feeding.release()
+        self._end_if_done()
+
+    def _room(self) -> int:
+        """How many items the next chunk may have; 0: it is not time for one."""
+        with self._changed:
+            size = self._chunksize or min(self._size, self._size_most)
+            if self._exhausted:
+                return 0
+            if self._buffersize is not None:
+                return min(size, self._buffersize + self._asked - self._untaken)
+            waiting = 0 if self._eager else len(self._pieces)
+            return size if len(self._out) + waiting < self._chunks_most else 0
+
+    def _read_some(self, most: int) -> list[Any]:
+        if self._eager:
+            items = list(islice(self._source, most))
+            if len(items) < most:  # and no other way: it may have been closed meanwhile
+                self._exhausted = True
+            return items
+        items, until = [], monotonic() + _FILL_SECONDS
+        try:
+            for item in self._source:
+                items.append(item)
+                if len(items) >= most or monotonic() >= until:
+                    return items
+            self._exhausted = True
+        except Exception as error:  # the user's; raised again when all before it is taken
+            self._exhausted, self._problem = True, error
+        except BaseException:  # Ctrl-C: nothing is lost by it
+            self._source = chain(items, self._source)
+            raise
+        return items
+
+    def _send(self, place: int, items: list[Any]) -> None:
+        if not items:
+            return
+        if self._single:
+            for at, item in enumerate(items):
+                self._send_single(place + at, item, self._config.retries)
+            return
+        packed, problems = pack(items, star=self._star, exact=self._exact)
+        if problems:
+            for at, item in enumerate(items):
+                if at in problems:
+                    self._arrive(place + at, [item], [_Failure(problems[at])])
+                else:
+                    self._send_single(place + at, item, self._config.retries)
+            return
+        # The engine must not run it again as a whole: some of it has been done.
+        options = TaskOptions(retries=0) if self._config.retries else None
+        self._submit(_Ticket(self, place, items), packed, options, each=True)
+
+    def _send_single(self, place: int, item: Any, retries: int, *earlier: BaseException) -> None:
+        options = TaskOptions(retries=retries) if retries != self._config.retries else None
+        ticket = _Ticket(self, place, [item], single=True, earlier=earlier)
+        self._submit(ticket, tuple(item) if self._star else (item,), options, each=False)
+
+    def _submit(self, ticket: _Ticket, args: tuple[Any, ...], options: TaskOptions | None, *, each: bool) -> None:
+        with self._changed:
+            self._out[ticket] = None
+        try:
+            task = self._engine.submit(args, {}, options, function=self._function, each=each, ticket=ticket, wait=False)
+        except Exception as error:  # it can't be pickled; or the pool is closed or broken, and will not take the rest
+            with self._changed:
+                del self._out[ticket]
+                self._exhausted = self._exhausted or isinstance(error, Refused | PoolBroken)
+            self._arrive(ticket.place, ticket.items, [_Failure(error)] * len(ticket.items))
+            return
+        with self._changed:
+            if ticket in self._out:
+                self._out[ticket] = task
+            closed = self._closed
+        if closed:  # meanwhile, when it had no number by which it could be cancelled
+            self._engine.cancel(task)
+
+    # Outcomes come back, on the delivery thread
+
+    def settle(self, ticket: _Ticket, outcome: Outcome) -> None:
+        place, items = ticket.place, ticket.items
+        if isinstance(outcome, Returned):
+            if ticket.single:
+                self._arrive(place, items, [outcome.value])
+            else:
+                self._settle_chunk(place, items, outcome.value)
+        elif isinstance(outcome, Crashed | TimedOut) and not ticket.single:
+            self._settle_crash(place, items, outcome)
+        else:
+            if ticket.earlier:
+                _add_attempts(outcome.error, ticket.earlier)
+            self._arrive(place, items, [_Failure(outcome.error)] * len(items))
+        with self._changed:
+            self._out.pop(ticket, None)
+            self._changed.notify_all()
+        if self._eager:
+            self.feed()
+
+    def _settle_chunk(self, place: int, items: list[Any], chunk: Chunk) -> None:
+        values, errors = chunk.load()
+        done = len(values)
+        if done:
+            self._learn(chunk.seconds / done)
+        begin = 0
+        for at, (error, asks_for_retry) in errors.items():
+            if asks_for_retry and self._config.retries:
+                self._arrive(place + begin, items[begin:at], values[begin:at])
+                self._send_single(place + at, items[at], self._config.retries - 1, error)
+                begin = at + 1
+            else:
+                values[at] = _Failure(error)
+        if begin:
+            self._arrive(place + begin, items[begin:done], values[begin:])
+        else:
+            self._arrive(place, items if done == len(items) else items[:done], values)
+        self._send(place + done, items[done:])
+
+    def _settle_crash(self, place: int, items: list[Any], outcome: Crashed | TimedOut) -> None:
+        begun = len(items) if outcome.items is None else min(outcome.items, len(items))
+        with self._changed:
+            self._size = 1
+        for at in range(begun):
+            error: WorkerCrashed | TaskTimeout = outcome.error
+            if isinstance(error, TaskTimeout) and at < begun - 1:
+                error = _lost_with(error)
+            if self._config.retries and _is_retried(self._config, error):
+                self._send_single(place + at, items[at], self._config.retries - 1, error)
+            else:
+                self._arrive(place + at, [items[at]], [_Failure(error)])
+        self._send(place + begun, items[begun:])
+
+    def _learn(self, seconds: float) -> None:
+        wanted = int(_CHUNK_SECONDS / seconds) if seconds > 0 else _CHUNK_MOST
+        with self._changed:
+            self._size = max(1, min(wanted, self._size * _GROWTH, _CHUNK_MOST))
+
+    def _arrive(self, place: int, items: list[Any], values: list[Any]) -> None:
+        if items:
+            with self._changed:
+                self._pieces[place] = place, items, values
+                self._changed.notify_all()
+
+    def _end_if_done(self) -> None:
+        with self._changed:
+            if not self._exhausted or self._out:
+                return
+            self._changed.notify_all()
+            ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self)
+
+    # Who iterates
+
+    def values(self, *, raise_errors: bool = True, until: float | None = None) -> Iterator[Any]:
+        """The value of each item, in the order of the source. Raises ``TimeoutError`` after ``until``."""
+        place = 0
+        try:
+            while (piece := self._take(place, until)) is not None:
+                count, values = len(piece[1]), piece[2]
+                del piece
+                place += count
+                values.reverse()  # popped as they are taken: who takes a value is the only one who holds it then
+                while values:
+                    if type(values[-1]) is not _Failure:
+                        yield values.pop()
+                    elif raise_errors:
+                        raise values.pop().error
+                    else:
+                        yield values.pop().error
+                self._taken(count)
+        finally:
+            self.close()
+
+    def pairs(self, *, raise_errors: bool = False) -> Iterator[tuple[Any, Any]]:
+        """Each item with its value, or with its error, as they come."""
+        try:
+            while (piece := self._take(None, None)) is not None:
+                _, items, values = piece
+                for item, value in zip(items, values, strict=True):
+                    if type(value) is not _Failure:
+                        yield item, value
+                    elif raise_errors:
+                        raise value.error
+                    else:
+                        yield item, value.error
+                self._taken(len(items))
+        finally:
+            self.close()
+
+    def _take(self, place: int | None, until: float | None) -> _Piece | None:
+        """What begins at ``place``, or what came first; blocks. ``None``: there is no more."""
+        began = monotonic()
+
+        def others_wait() -> bool:
+            """For a slow source, though there is something to take."""
+            there = self._pieces if place is None else place in self._pieces
+            return bool(there) and monotonic() - began > _FILL_SECONDS
+
+        while True:
+            if not self._eager:
+                self._asked = 1
+                self.feed(others_wait)
+            with self._changed:
+                if place is None and self._pieces:
+                    return self._pieces.pop(next(iter(self._pieces)))
+                if place in self._pieces:
+                    return self._pieces.pop(place)
+                if self._exhausted and not self._out:
+                    break
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError
+                self._changed.wait(left)
+        if self._problem is not None:
+            raise self._problem
+        return None
+
+    def _taken(self, items: int) -> None:
+        with self._changed:
+            self._untaken -= items
+
+    def cancel(self) -> None:
+        """Cancel what has not started. Who iterates comes to a ``TaskCancelled``."""
+        with self._changed:
+            if not self._exhausted:
+                self._problem = TaskCancelled("the rest of the items was cancelled")
+        self.close()
+
+    def close(self) -> None:
+        """Nobody takes the rest: what has not started is cancelled."""
+        with self._changed:
+            self._exhausted = self._closed = True
+            tasks = [task for task in self._out.values() if task is not None]
+        for task in tasks:
+            self._engine.cancel(task)
+        self._end_if_done()
+
+
+class _Ticket:
+    """Items that the engine has: a chunk, or a single one that is a task of its own."""
+
+    __slots__ = ("_bulk", "earlier", "items", "place", "single")
+
+    def __init__(
+        self, bulk: Bulk, place: int, items: list[Any], *, single: bool = False, earlier: tuple[BaseException, ...] = ()
+    ) -> None:
+        self._bulk = bulk
+        self.place = place
+        self.items = items
+        self.single = single
+        self.earlier = earlier
+
+    def settle(self, outcome: Outcome) -> None:
+        self._bulk.settle(self, outcome)
+
+
+def _must_be_single(config: PoolConfig) -> bool:
+    """Whether an option counts tasks as they start or fail, or strikes a thread that runs one: items of a chunk aren't
+    seen by these."""
+    return config.max_rate is not None or config.stop_on is not None or config.timeout_raises
+
+
+def _is_retried(config: PoolConfig, error: WorkerCrashed | TaskTimeout) -> bool:
+    return isinstance(error, config.retry_on) if isinstance(config.retry_on, tuple) else True
+
+
+def _lost_with(error: TaskTimeout) -> WorkerCrashed:
+    """Of an item that had run, and whose result was lost because of one after it."""
+    text = "the item had run, and its result was lost: a later one of its chunk ran too long, and its worker was ended"
+    return WorkerCrashed(text, blamed=False, task=error.task, worker=error.worker, pid=error.pid)
+
+
+def _add_attempts(error: BaseException, earlier: tuple[BaseException, ...]) -> None:
+    try:
+        setattr(error, "attempts", (*earlier, *getattr(error, "attempts", ())))  # noqa: B010  (any exception may come)
+    except Exception:  # a class of the user's, that takes no attributes
+        pass

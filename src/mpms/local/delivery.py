@@ -1,0 +1,145 @@
+"""The delivery thread: the only place where results are unpickled and the user is called.
+
+Batches come from the supervisor; a slow or failing collector keeps nobody waiting but itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import reprlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ..engine import Delivered, Sink, Ticket
+from ..errors import RemoteWorkerError
+from ..ids import TaskId
+from ..outcome import Outcome, Raised, Returned
+from ..wire.messages import RETURNED
+from ..wire.pickling import load, load_error
+from .evidence import Who
+from .functions import Shipped
+from .verdicts import Maker
+
+__all__ = ["Delivery", "Record", "Results"]
+
+_LOGGER = logging.getLogger("mpms")
+
+Record: TypeAlias = tuple[bytes, Shipped | None, tuple[Any, ...], Mapping[str, Any], float, Ticket | None]
+"""What is kept of a task until it is delivered: pickled arguments, the function that it brings along, arguments,
+keyword arguments, time of acceptance, who gets the outcome in place of the sink."""
+
+Results: TypeAlias = Sequence[tuple[TaskId, tuple[int, bytes]]]
+"""Tasks, the kinds of their results, the payloads."""
+
+Failures: TypeAlias = Sequence[tuple[TaskId, Maker]]
+
+
+class Delivery:
+    """Takes the records of tasks out of ``records`` as they are delivered; then calls ``delivered``, on this thread.
+
+    A task that is not there any more was delivered, and is not delivered again.
+    """
+
+    def __init__(self, sink: Sink, records: dict[TaskId, Record], delivered: Callable[[int], None], name: str) -> None:
+        self._sink = sink
+        self._records = records
+        self._delivered = delivered
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._earlier: dict[TaskId, list[Maker]] = {}  # how earlier attempts ended; of the few that were retried
+        self._name = name
+        self.thread = self._new_thread()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name=self._name, daemon=True)
+
+    def start(self) -> None:
+        self.thread = self._new_thread()  # Python 3.13 takes one that was made before a fork for ended
+        self.thread.start()
+
+    def put_results(self, results: Results) -> None:
+        self._queue.put(lambda: self._deliver((task, self.open(kind, data)) for task, (kind, data) in results))
+
+    def put_failures(self, failures: Failures) -> None:
+        self._queue.put(lambda: self._deliver([(task, make(self.who(task))) for task, make in failures]))
+
+    def put_attempt(self, task: TaskId, make: Maker) -> None:
+        """An attempt that is not the last one: its error goes with the final one."""
+        self._queue.put(lambda: self._earlier.setdefault(task, []).append(make))
+
+    def put_failed_attempt(self, task: TaskId, kind: int, data: bytes) -> None:
+        self.put_attempt(task, lambda _: self.open(kind, data))
+
+    def end(self) -> None:
+        """After all that was put before."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while True:
+            deliver = self._queue.get()
+            if deliver is None:
+                self._sink.end()
+                return
+            deliver()
+
+    def _deliver(self, outcomes: Iterable[tuple[TaskId, Outcome]]) -> None:
+        batch, count = list[Delivered](), 0
+        for task, outcome in outcomes:
+            if self._earlier:
+                self._add_attempts(task, outcome)
+            record = self._records.pop(task, None)
+            if record is None:
+                continue
+            count += 1
+            if record[5] is None:
+                batch.append((task, record[2], record[3], outcome))
+            else:
+                self._settle(record[5], outcome)
+        try:
+            if batch:
+                self._sink.deliver(batch)
+        except BaseException:  # the user's; SystemExit in a collector is no reason to lose the rest
+            _LOGGER.exception("mpms: the delivery of %d outcomes failed", len(batch))
+        self._delivered(count)
+
+    def _settle(self, ticket: Ticket, outcome: Outcome) -> None:
+        try:
+            ticket.settle(outcome)
+        except BaseException:  # as above
+            _LOGGER.exception("mpms: the delivery of an outcome failed")
+
+    def _add_attempts(self, task: TaskId, outcome: Outcome) -> None:
+        makers = self._earlier.pop(task, None)
+        if makers is None or isinstance(outcome, Returned):
+            return
+        who = self.who(task)
+        earlier = [made.error for make in makers if not isinstance(made := make(who), Returned)]
+        try:
+            setattr(outcome.error, "attempts", tuple(earlier))  # noqa: B010  (any exception may come)
+        except Exception:  # a class of the user's, that takes no attributes
+            pass
+
+    def open(self, kind: int, data: bytes) -> Outcome:
+        """The outcome that a worker has sent."""
+        try:
+            return Returned(load(data)) if kind == RETURNED else Raised(load_error(data))
+        except BaseException as error:  # the user's classes: what unpickles there may not unpickle here
+            detail = f"it could not be unpickled: {type(error).__name__}: {error}"
+            return Raised(RemoteWorkerError("mpms_unpickleable_result", detail))
+
+    def who(self, task: TaskId) -> Who:
+        """With the arguments as a short text. ``repr`` is code of the user's: it may fail."""
+        record = self._records.get(task)
+        if record is None:
+            return Who(task, "")
+        try:
+            words = [_short.repr(arg) for arg in record[2]]
+            words += [f"{name}={_short.repr(value)}" for name, value in record[3].items()]
+        except BaseException as error:
+            words = [f"<no repr: {type(error).__name__}>"]
+        return Who(task, f"({', '.join(words)})")
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100

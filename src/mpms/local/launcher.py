@@ -1,0 +1,339 @@
+"""The parent's side of the fork server: asks for workers, hears of births and deaths. Never blocks, but to end it."""
+
+from __future__ import annotations
+
+import array
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.spawn
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..ids import StartMethod, WorkerId
+from ..wire.frames import Decoder, encode
+from ..wire.messages import ASK, BEAR, BORN, DUMP, EXIT, GONE, KILL, LOAD_FAILED, LOADED, Birth, Job, Setup
+from ..wire.pickling import number_classes
+from . import descriptors
+from .link import Link, open_link
+from .memory import anonymous_file
+
+__all__ = ["Born", "Gone", "Launcher", "LoadFailed", "Report", "ServerLost", "Shipment"]
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    worker: WorkerId
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The process has ended and is reaped. ``peak`` is the most memory that it had, in bytes."""
+
+    worker: WorkerId
+    exitcode: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The function or what it needs can't be loaded in a fresh process, or ``preload`` failed: see ``dump_error``."""
+
+    error: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLost:
+    """The fork server has ended, and is to be opened again. Its workers end with it."""
+
+
+Report: TypeAlias = Born | Gone | LoadFailed | ServerLost
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """A job, ready to be sent: pickled, with the descriptors that go with it; as it is for ``fork``."""
+
+    method: StartMethod
+    job: Job
+    pickled: bytes = b""
+    inherited: tuple[int, ...] = ()
+
+
+class Launcher:
+    def __init__(self, shipment: Shipment) -> None:
+        self._shipment = shipment
+        self._server: _Server | None = None
+        self._decoder = Decoder()
+        self._loaded = False
+        self._out: deque[tuple[bytes, list[int]]] = deque()  # messages and the descriptors that go with them
+
+    @property
+    def is_open(self) -> bool:
+        return self._server is not None
+
+    def open(self) -> None:
+        """Start the fork server; the reports of it are read as it comes up."""
+        self._decoder, self._loaded = Decoder(), False
+        ours, theirs = socket.socketpair()
+        descriptors.own(ours.fileno())
+        try:
+            if self._shipment.method == "fork":
+                self._server = _Clone(ours, theirs, self._shipment.job)
+            else:
+                self._server = _Subprocess(ours, theirs, self._shipment)
+        except BaseException:
+            descriptors.close(ours.detach())
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+
+    def fileno(self) -> int:
+        assert self._server is not None
+        return self._server.socket.fileno()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._server is None else self._server.pid
+
+    @property
+    def wants_write(self) -> bool:
+        return self._loaded and bool(self._out)
+
+    def start(self, worker: WorkerId, name: str) -> Link:
+        """Ask for a worker. It is born when the server has loaded the job."""
+        link, theirs = open_link(worker, name, self._shipment.job.threads)
+        try:
+            directory: str | None = os.getcwd()
+        except FileNotFoundError:
+            directory = None
+        birth = Birth(name=name, environ=dict(os.environ), directory=directory)
+        for fd in theirs:
+            descriptors.own(fd)
+        self._out.append((encode(BEAR, worker, pickle.dumps(birth, 5)), theirs))
+        self.flush()
+        return link
+
+    def kill(self, worker: WorkerId) -> None:
+        """Kill the worker with its group."""
+        self._out.append((encode(KILL, worker), []))
+        self.flush()
+
+    def ask(self, worker: WorkerId) -> None:
+        """Have the worker's main thread write where its threads are."""
+        self._out.append((encode(ASK, worker), []))
+        self.flush()
+
+    def dump(self, worker: WorkerId) -> None:
+        """Have them written though its main thread doesn't answer."""
+        self._out.append((encode(DUMP, worker), []))
+        self.flush()
+
+    @property
+    def loading(self) -> bool:
+        """Whether the server is still busy with the user's modules and ``preload``."""
+        return not self._loaded
+
+    def kill_server(self) -> None:
+        """For a server that hangs in what it loads: :class:`ServerLost` follows."""
+        if self._server is not None:
+            self._server.kill()
+
+    def flush(self) -> None:
+        while self.wants_write:
+            data, fds = self._out[0]
+            assert self._server is not None
+            try:
+                if fds:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                    sent = self._server.socket.sendmsg([data], rights)
+                else:
+                    sent = self._server.socket.send(data)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                return  # it is lost: seen when reading
+            for fd in fds:
+                descriptors.close(fd)
+            if sent < len(data):
+                self._out[0] = data[sent:], []
+            else:
+                self._out.popleft()
+
+    def read(self) -> list[Report]:
+        """What the server has to report."""
+        assert self._server is not None
+        reports: list[Report] = []
+        while True:
+            try:
+                data = self._server.socket.recv(self._decoder.wanted)
+            except BlockingIOError:
+                return reports
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                reports.append(ServerLost())
+                return reports
+            for kind, number, payload in self._decoder.feed(data):
+                if kind == BORN:
+                    reports.append(Born(WorkerId(number), EXIT.unpack(payload)[0]))
+                elif kind == GONE:
+                    reports.append(Gone(WorkerId(number), *EXIT.unpack(payload)))
+                elif kind == LOADED:
+                    self._loaded = True
+                    self.flush()
+                elif kind == LOAD_FAILED:
+                    reports.append(LoadFailed(payload))
+
+    def close(self) -> None:
+        """End the server, and with it whatever workers are left; returns when it is reaped, within a second."""
+        for _, fds in self._out:
+            for fd in fds:
+                descriptors.close(fd)
+        self._out.clear()
+        self._loaded = False  # what is to be sent waits for the next server
+        if self._server is not None:
+            self._server.end()
+            self._server = None
+
+
+class _Server:
+    """A process at the other end of ``socket``."""
+
+    def __init__(self, ours: socket.socket, pid: int) -> None:
+        self.socket = ours
+        self.pid = pid
+
+    def kill(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def _end_group(self) -> None:
+        """What ``preload`` has started. Not by SIGKILL: see ``ForkServer._orphaned``, which does it if it can."""
+        try:
+            os.killpg(self.pid, signal.SIGTERM)
+        except (ProcessLookupError, PermissionError):
+            pass  # it hasn't come to make its group; or macOS, of a group of zombies
+
+    def reap(self) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Hang up: it kills its workers and ends. If it doesn't, stopped or hanging in what it loads, kill it."""
+        self.socket.setblocking(True)
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has ended
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        while poll.poll(500):
+            try:
+                if not self.socket.recv(1 << 16):
+                    break
+            except ConnectionResetError:
+                break
+        else:
+            self.kill()
+        self._end_group()  # before it is reaped: its number is nobody else's yet
+        descriptors.close(self.socket.detach())
+        self.reap()
+
+
+class _Subprocess(_Server):
+    """A fresh interpreter."""
+
+    def __init__(self, ours: socket.socket, theirs: socket.socket, shipment: Shipment) -> None:
+        from .forkserver import interpreter_flags
+
+        # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
+        told = anonymous_file("mpms-setup")
+        try:
+            with open(told, "wb", closefd=False) as file:
+                pickle.dump(_setup(shipment), file, 5)
+            os.lseek(told, 0, os.SEEK_SET)
+            code = (
+                f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; "
+                f"from mpms.local.forkserver import main; main({theirs.fileno()}, {told})"
+            )
+            self._process = subprocess.Popen(
+                [multiprocessing.spawn.get_executable(), *interpreter_flags(), "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), told, *shipment.inherited],
+                start_new_session=True,  # Ctrl-C on the terminal is the parent's to answer
+            )
+        finally:
+            os.close(told)
+        super().__init__(ours, self._process.pid)
+
+    def reap(self) -> None:
+        self._process.wait()
+
+
+class _Clone(_Server):
+    """A fork of this process, made once: it is single-threaded, so that what it forks is clean."""
+
+    def __init__(self, ours: socket.socket, theirs: socket.socket, job: Job) -> None:
+        from .forkserver import import_worker
+
+        # Before the fork: in the child an import may find a lock held by a thread that isn't there.
+        import_worker()
+        number_classes()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forking with threads. This fork takes no lock but those that Python itself makes new.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            try:
+                _be_clone(theirs, job)
+            finally:
+                os._exit(70)  # never back into the user's program
+        super().__init__(ours, pid)
+
+    def reap(self) -> None:
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass  # the user's program waits for any child
+
+
+def _be_clone(theirs: socket.socket, job: Job) -> None:
+    from .forkserver import clone
+
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    clone(theirs.detach(), job)
+
+
+def _setup(shipment: Shipment) -> Setup:
+    try:
+        directory: str | None = os.getcwd()
+    except FileNotFoundError:
+        directory = None
+    return Setup(
+        path=[str(path) or directory or "" for path in sys.path],
+        argv=sys.argv,
+        directory=directory,
+        authkey=bytes(multiprocessing.process.current_process().authkey),
+        spawn=shipment.method == "spawn",
+        mp_method=multiprocessing.get_start_method(allow_none=True),
+        native_threads=shipment.job.native_threads,
+        job=shipment.pickled,
+    )

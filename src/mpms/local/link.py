@@ -1,0 +1,205 @@
+"""One worker's sockets, seen from the parent. Never blocks; the supervising thread owns it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from ..ids import WorkerId
+from ..wire.board import Board, Slot, board_size
+from ..wire.frames import HEADER, Decoder, Message, encode
+from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, pack_tasks
+from . import descriptors
+from .functions import Shipped
+from .memory import anonymous_file
+
+__all__ = ["Link", "Parcel", "open_link"]
+
+Parcel: TypeAlias = tuple[Any, ...]
+"""What is to be sent of a task: its pickled arguments, and the function that it brings along; more may follow."""
+
+_JOIN_MOST = 1 << 16  # below, one copy is cheaper than a longer vector
+_VECTOR_MOST = 256
+_FUNCTIONS_MOST = 256  # that a worker keeps
+_READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
+
+
+class Link:
+    """``data`` and ``control`` are the parent's ends; ``board`` and ``stacks`` are shared memory.
+
+    A stopped worker fills its socket, and then the rest waits here: see :attr:`wants_write`.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerId,
+        name: str,
+        data: socket.socket,
+        control: socket.socket,
+        board: Board,
+        stacks: int,
+    ) -> None:
+        self.worker = worker
+        self.name = name
+        self.pid: int | None = None
+        self.exitcode: int | None = None
+        self.lost = False  # end of file, or a broken pipe
+        self.base_memory = 0  # when it was ready
+        self._data = data
+        self._control = control
+        self._board = board
+        self._stacks = stacks
+        self._decoder = Decoder()
+        self._out: deque[memoryview] = deque()
+        self._function: Shipped | None = None  # that of the last task that was sent; None: the job's own
+        self._functions: OrderedDict[int, None] = OrderedDict()  # that the worker has, those used lately last
+
+    def fileno(self) -> int:
+        return self._data.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self._out) and not self.lost
+
+    def send_tasks(self, tasks: Iterable[tuple[int, Parcel]]) -> None:
+        """Send, or keep what doesn't fit for :meth:`flush`. The numbers follow one another."""
+        parts, small, following = list[bytes](), list[bytes](), 0
+        for seq, parcel in tasks:
+            payload, function = parcel[0], parcel[1]
+            if function is not self._function:
+                self._pack(small, seq, parts)
+                self._select(function, parts)
+            if len(payload) <= SMALL:
+                small.append(payload)
+            else:
+                self._pack(small, seq, parts)
+                parts.append(HEADER.pack(TASK, seq, len(payload)))
+                parts.append(payload)
+            following = seq + 1
+        self._pack(small, following, parts)
+        if sum(map(len, parts)) <= _JOIN_MOST:
+            self._out.append(memoryview(b"".join(parts)))
+        else:
+            self._out.extend(map(memoryview, parts))
+        self.flush()
+
+    def _pack(self, payloads: list[bytes], following: int, parts: list[bytes]) -> None:
+        """Those of the dispatches right before ``following``."""
+        if payloads:
+            parts.append(encode(TASKS, following - len(payloads), pack_tasks(payloads)))
+            payloads.clear()
+
+    def _select(self, function: Shipped | None, parts: list[bytes]) -> None:
+        """Have the tasks that follow be of this function, which is sent with the first of them."""
+        self._function = function
+        if function is None:
+            parts.append(encode(SELECT, 0))
+            return
+        known = self._functions
+        if function.number in known:
+            known.move_to_end(function.number)
+            parts.append(encode(SELECT, function.number))
+            return
+        known[function.number] = None
+        parts.append(encode(FUNCTION, function.number, function.data))
+        if len(known) > _FUNCTIONS_MOST:
+            parts.append(encode(FORGET, known.popitem(last=False)[0]))
+
+    def flush(self) -> None:
+        out = self._out
+        while out and not self.lost:
+            views = [out[i] for i in range(min(len(out), _VECTOR_MOST))]
+            try:
+                sent = self._data.sendmsg(views)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                # It reads no more: it retires, or has ended. What it has said is still to be read.
+                out.clear()
+                return
+            while out and sent >= len(out[0]):
+                sent -= len(out.popleft())
+            if sent:
+                out[0] = out[0][sent:]
+
+    def control(self, kind: int, number: int = 0, payload: bytes = b"") -> None:
+        try:
+            self._control.send(encode(kind, number, payload))
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            pass  # it has ended; or was stopped, and has more than enough to read when it goes on
+
+    def read(self, most: int = _READS) -> list[Message]:
+        """What has arrived; sets :attr:`lost` at the end of the stream."""
+        messages: list[Message] = []
+        for _ in range(most):
+            wanted = self._decoder.wanted
+            try:
+                data = self._data.recv(wanted)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:  # it had not read all that was sent to it
+                data = b""
+            if not data:
+                self.lost = True
+                break
+            messages += self._decoder.feed(data)
+            if len(data) < wanted:
+                break
+        return messages
+
+    def drain(self) -> list[Message]:
+        """After the process has ended: all that it had said, to the end. A torn tail is no error."""
+        messages: list[Message] = []
+        while not self.lost:
+            before = len(messages)
+            messages += self.read()
+            if len(messages) == before and not self._readable():
+                break  # not at the end, and nothing there: something that it forked holds the other side
+        return messages
+
+    def _readable(self) -> bool:
+        try:
+            return bool(self._data.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def running(self) -> list[Slot]:
+        return self._board.running()
+
+    def done(self) -> int:
+        """Tasks that it has run, as its board counts them."""
+        return self._board.done()
+
+    def watermark(self) -> int:
+        return self._board.watermark()
+
+    def stacks(self) -> str:
+        """What faulthandler has written so far."""
+        size = os.fstat(self._stacks).st_size
+        return os.pread(self._stacks, size, 0).decode(errors="replace")
+
+    def close(self) -> None:
+        """Close all; the board must not be read from another thread any more."""
+        for sock in (self._data, self._control):
+            descriptors.close(sock.detach())
+        descriptors.close(self._stacks)
+        self._board.close()
+
+
+def open_link(worker: WorkerId, name: str, threads: int) -> tuple[Link, list[int]]:
+    """A link, and the descriptors of the worker's side; the caller closes those once they are sent."""
+    data, data_theirs = socket.socketpair()
+    control, control_theirs = socket.socketpair()
+    data.setblocking(False)
+    control.setblocking(False)
+    for sock in (data_theirs, control_theirs):
+        sock.setblocking(True)  # whatever socket.setdefaulttimeout says
+    board = anonymous_file(name, board_size(threads))
+    stacks = anonymous_file(f"{name}-stacks")
+    link = Link(worker, name, data, control, Board(board, threads), stacks)
+    for fd in (data.fileno(), control.fileno(), stacks):
+        descriptors.own(fd)
+    return link, [data_theirs.detach(), control_theirs.detach(), board, os.dup(stacks)]

@@ -1,0 +1,506 @@
+"""The supervisor: what has happened → the machine → what is to be done. One thread runs it, and it decides nothing.
+
+    inbox, sockets, deaths, deadlines ─▶ events ─▶ PoolMachine.handle ─▶ effects ─▶ sockets, fork server, host
+
+It runs no code of the user's and never blocks but to wait for something to happen.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from ..core.machine import PoolMachine
+from ..core.messages import (
+    BoardSeen,
+    Broke,
+    Dispatch,
+    DumpStacks,
+    Effect,
+    Event,
+    Fail,
+    Interrupt,
+    Keep,
+    Kill,
+    LinkLost,
+    LostCause,
+    ReadBoard,
+    ReadFreeMemory,
+    ReadMemory,
+    Recall,
+    ResultsArrived,
+    Retire,
+    Retried,
+    Settle,
+    StartWorker,
+    Stopped,
+    TasksReturned,
+    Verdict,
+    WorkerDue,
+    WorkerDying,
+    WorkerExited,
+    WorkerReady,
+)
+from ..ids import Seq, TaskId, WorkerId
+from ..wire import messages as wire
+from ..wire.frames import Message
+from . import evidence
+from .launcher import Born, Gone, Launcher, LoadFailed, ServerLost
+from .link import Link, Parcel
+from .memory import OomWatch
+from .memory_watch import MemoryLimits, MemoryWatch
+from .verdicts import Breakage, Maker, StartFailure, Verdicts
+from .wakeup import WakeUp
+
+__all__ = ["Host", "Loop"]
+
+_DEBUG = os.environ.get("MPMS_DEBUG", "") not in ("", "0")
+"""Whether every effect is logged."""
+
+_SILENCE = 1.0
+"""Seconds from the end of a worker's stream to its death, which normally are microseconds apart; after that it is taken
+for alive and mute, and killed."""
+
+_POLITE = 0.05
+"""Seconds that a hung worker's main thread has to write its stacks, before that is done without the GIL: see
+``wire.messages.DUMP_SIGNAL``. They are read ``policy.DUMP_SECONDS`` after the question."""
+
+_LEFT_MOST = 20_000
+"""Dispatches that are remembered for late log records: a worker sends results first, and then at most 1,000 records."""
+
+_LONGEST = 86_400.0
+"""Seconds that one wait takes at the most: the system counts them in an int of milliseconds, which ends at 24 days."""
+
+
+class Host(Protocol):
+    """Who the loop works for. All is called from the loop's thread, and returns at once."""
+
+    def take_orders(self) -> list[Event]:
+        """What callers have asked for since the last time, in their order."""
+        ...
+
+    def has_orders(self) -> bool: ...
+
+    def parcel(self, task: TaskId) -> Parcel: ...
+
+    def settled(self, results: list[tuple[TaskId, tuple[int, bytes]]], raised: int) -> None:
+        """Results as they came: the kind and the payload. ``raised`` of them are errors."""
+        ...
+
+    def failed(self, task: TaskId, verdict: Verdict, make: Maker) -> None: ...
+
+    def kept(self, tasks: Sequence[TaskId]) -> None:
+        """They were to be cancelled, and it is too late for that."""
+        ...
+
+    def retried(self, task: TaskId, make: Maker) -> None:
+        """An attempt has failed; what ``make`` makes is why."""
+        ...
+
+    def retried_after(self, task: TaskId, kind: int, payload: bytes) -> None:
+        """An attempt has failed; its result is why."""
+        ...
+
+    def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None: ...
+
+    def note_broken(self, breakage: Breakage) -> None: ...
+
+    def say(self, level: int, message: str, *args: object) -> None:
+        """Log it, elsewhere: handlers are code of the user's."""
+        ...
+
+    def passed(self) -> None:
+        """A pass is over: figures may have changed."""
+        ...
+
+
+class Loop:
+    def __init__(
+        self,
+        machine: PoolMachine,
+        links: dict[WorkerId, Link],
+        launcher: Launcher,
+        selector: selectors.BaseSelector,
+        wakeup: WakeUp,
+        host: Host,
+        clock: Callable[[], float],
+        *,
+        name: str,
+        memory: MemoryLimits | None = None,
+        forward_logs: bool = False,
+    ) -> None:
+        self.machine = machine
+        self.links = links
+        self.crashes: Counter[str] = Counter()
+        self.stopped = False
+        self._launcher = launcher
+        self._selector = selector
+        self._wakeup = wakeup
+        self._host = host
+        self._clock = clock
+        self._name = name
+        self._memory = MemoryWatch(memory or MemoryLimits(), host.say, name)
+        self._oom = OomWatch()
+        self._verdicts = Verdicts(self.links, name)
+        self._events: deque[Event] = deque()  # to be handled in the next pass
+        self._results: dict[int, tuple[int, bytes]] = {}  # of this pass: kinds and payloads
+        self._raised = 0  # of these, the errors
+        self._kills: dict[WorkerId, str] = {}  # why the pool has killed it
+        self._silent: dict[WorkerId, float] = {}  # its stream is at the end, and until when its death may follow
+        self._unanswered: dict[WorkerId, float] = {}  # it is to be killed, and until when its death may be told
+        self._orphans: dict[WorkerId, float] = {}  # its fork server was lost, and until when its stream may end
+        self._asked: dict[WorkerId, tuple[int, float]] = {}  # for stacks: what it had written, and until when it may
+        self._left: dict[Seq, TaskId] = {}  # dispatches that were over lately: their log records come late
+        self._forward_logs = forward_logs
+        self._writing: set[Link | Launcher] = set()  # those of which it is watched whether there is room
+        selector.register(wakeup, selectors.EVENT_READ, wakeup)
+        self._watch_launcher()
+
+    def run(self) -> None:
+        """Until every task is settled and every worker has ended."""
+        while not self.stopped:
+            self.step()
+
+    def step(self) -> None:
+        """Wait for something to happen, and answer it."""
+        self._listen(self._patience())
+        now = self._clock()
+        self._check_silence(now)
+        events = [*self._events, *self._host.take_orders()]
+        self._events.clear()
+        for effect in self.machine.handle(events, now):
+            if _DEBUG:
+                self._host.say(logging.WARNING, "mpms %s debug: %.6f %r", self._name, now, effect)
+            self._perform(effect)
+        self._results.clear()
+        self._raised = 0
+        self._verdicts.forget()
+        self._update_interest()
+        self._host.passed()
+
+    def close(self) -> None:
+        """Let go of everything; what still lives is killed."""
+        for link in self.links.values():
+            _kill_group(link)  # the fork server, which should have done it, may be stopped
+        self._launcher.close()
+        for link in self.links.values():
+            link.close()
+        self.links.clear()
+        self._selector.close()
+
+    # Waiting
+
+    def _patience(self) -> float | None:
+        if self._events:
+            return 0.0
+        deadlines = [*self._silent.values(), *self._orphans.values(), *self._unanswered.values()]
+        deadlines += [until for _, until in self._asked.values()]
+        due = self.machine.next_deadline()
+        if due is not None:
+            deadlines.append(due)
+        return max(0.0, min(min(deadlines) - self._clock(), _LONGEST)) if deadlines else None
+
+    def _listen(self, patience: float | None) -> None:
+        self._wakeup.falling_asleep()
+        if self._host.has_orders():
+            patience = 0.0
+        ready = self._selector.select(patience)
+        self._wakeup.awake()
+        for key, mask in ready:
+            source: Any = key.data
+            if isinstance(source, Link) and source.worker not in self.links:
+                continue  # its death was heard a moment ago
+            if mask & selectors.EVENT_WRITE:
+                source.flush()
+            if not mask & selectors.EVENT_READ:
+                continue
+            if source is self._wakeup:
+                source.hush()
+                continue
+            if source is self._launcher:
+                self._hear_launcher()
+            else:
+                self._hear(source, source.read())
+                if source.lost:
+                    self._unwatch(source)
+                    self._stream_ended(source)
+
+    def _update_interest(self) -> None:
+        """Who has something left to be written waits for room, too."""
+        sources: list[Link | Launcher] = [link for link in self.links.values() if not link.lost]
+        if self._launcher.is_open:
+            sources.append(self._launcher)
+        for source in sources:
+            if source.wants_write != (source in self._writing):
+                if source.wants_write:
+                    self._selector.modify(source, selectors.EVENT_READ | selectors.EVENT_WRITE, source)
+                    self._writing.add(source)
+                else:
+                    self._selector.modify(source, selectors.EVENT_READ, source)
+                    self._writing.discard(source)
+
+    def _unwatch(self, source: Link | Launcher) -> None:
+        self._selector.unregister(source)
+        self._writing.discard(source)
+
+    def _watch_launcher(self) -> None:
+        self._selector.register(self._launcher, selectors.EVENT_READ, self._launcher)
+
+    # What workers say
+
+    def _hear(self, link: Link, messages: Sequence[Message]) -> None:
+        worker, seqs = link.worker, list[int]()
+        failed, retry = 0, set[Seq]()
+        for kind, number, payload in messages:
+            if kind == wire.RESULTS:
+                try:
+                    finished, kinds, payloads = wire.unpack_results(payload)
+                except Exception:  # its memory was overwritten: nothing that it says can be believed
+                    self._host.say(logging.ERROR, "mpms %s (pid %s) sends nonsense, and is killed", link.name, link.pid)
+                    self._events.append(LinkLost(worker))
+                    break
+                seqs += finished
+                self._results.update(zip(finished, zip(kinds, payloads, strict=True), strict=True))
+                if kinds.count(wire.RETURNED) < len(kinds):
+                    failed += len(kinds) - kinds.count(wire.RETURNED)
+                    retry.update(Seq(seq) for seq, how in zip(finished, kinds, strict=True) if how == wire.RETRY)
+            elif kind in (wire.RETURNED, wire.RAISED, wire.RETRY):
+                seqs.append(number)
+                self._results[number] = kind, payload
+                if kind != wire.RETURNED:
+                    failed += 1
+                if kind == wire.RETRY:
+                    retry.add(Seq(number))
+            elif kind == wire.READY:
+                link.base_memory = self._memory.at_start(link)
+                self._events.append(WorkerReady(worker))
+            elif kind == wire.GIVEN_BACK:
+                self._events.append(TasksReturned(worker, Seq(number)))
+            elif kind == wire.DUE:
+                self._events.append(WorkerDue(worker, number))
+            elif kind == wire.DYING:
+                self._events.append(WorkerDying(worker))
+            elif kind == wire.LOG:
+                self._host.logged(link.name, self._task_of(worker, Seq(number)), payload)
+            elif kind == wire.LOGS_DROPPED:
+                self._host.say(
+                    logging.WARNING, "mpms %s logged faster than is read: %d records were lost", link.name, number
+                )
+            elif kind == wire.START_FAILED:
+                self._verdicts.start_failure = StartFailure(payload)
+                self._host.say(logging.ERROR, "mpms %s can't start: %s", link.name, self._verdicts.start_failure)
+        if seqs:
+            # Before what was said after them, such as DYING: the order among results and the rest doesn't matter else.
+            self._raised += failed
+            self._events.appendleft(ResultsArrived(worker, cast(list[Seq], seqs), failed, frozenset(retry)))
+
+    def _task_of(self, worker: WorkerId, seq: Seq) -> TaskId | None:
+        there = self.machine.fleet.workers.get(worker)
+        return self._left.get(seq) if there is None or seq not in there.sent else there.sent[seq]
+
+    def _leave_to_logs(self, dispatches: Sequence[tuple[TaskId, Seq | None]]) -> None:
+        if self._forward_logs:
+            self._left.update((seq, task) for task, seq in dispatches if seq is not None)
+            while len(self._left) > _LEFT_MOST:
+                del self._left[next(iter(self._left))]
+
+    def _stream_ended(self, link: Link) -> None:
+        if link.worker in self._orphans:
+            self._exited(link, -signal.SIGKILL, 0)
+        else:
+            self._silent[link.worker] = self._clock() + _SILENCE
+
+    def _check_silence(self, now: float) -> None:
+        for worker in [w for w, until in self._silent.items() if now >= until]:
+            del self._silent[worker]
+            self._events.append(LinkLost(worker))
+        for worker in [w for w, until in self._unanswered.items() if now >= until]:
+            self._insist(self.links[worker], now)
+        for worker in [w for w, (_, until) in self._asked.items() if now >= until]:
+            before, _ = self._asked.pop(worker)
+            if worker in self.links and len(self.links[worker].stacks()) == before:
+                self._launcher.dump(worker)
+        for worker in [w for w, until in self._orphans.items() if now >= until]:
+            self._exited(self.links[worker], -signal.SIGKILL, 0)
+
+    def _insist(self, link: Link, now: float) -> None:
+        """The fork server was to kill it, and has not told of its death: it may be stopped."""
+        del self._unanswered[link.worker]
+        if link.pid is not None and not link.lost:
+            # Not reaped, or we would have heard of it: the number is still its own.
+            _kill_group(link)
+            self._unanswered[link.worker] = now + _SILENCE
+        elif self._launcher.is_open:
+            self._launcher.kill_server()  # the worker is dead, and who should have told us doesn't
+
+    # What the fork server says
+
+    def _hear_launcher(self) -> None:
+        for report in self._launcher.read():
+            match report:
+                case Born(worker, pid):
+                    if worker in self.links:
+                        self.links[worker].pid = pid
+                case Gone(worker, exitcode, peak):
+                    if worker in self.links:
+                        self._exited(self.links[worker], exitcode, peak)
+                case LoadFailed(error):
+                    self._verdicts.start_failure = StartFailure(error)
+                    self._events.append(Broke())
+                case ServerLost():
+                    self._server_lost()
+
+    def _server_lost(self) -> None:
+        if not self._kills:  # else it is we who ended it: see _kill
+            self._host.say(
+                logging.WARNING, "mpms %s: the fork server has ended unexpectedly; its workers end with it", self._name
+            )
+        self._unwatch(self._launcher)
+        self._launcher.close()
+        until = self._clock() + _SILENCE
+        for link in list(self.links.values()):
+            # The kernel has killed it where that can be asked for; what it forked is in its group.
+            _kill_group(link)
+            if link.lost:
+                self._exited(link, -signal.SIGKILL, 0)
+            else:
+                # Dead when its stream ends, and not before; also one of whose birth we were not told.
+                self._orphans[link.worker] = until
+
+    def _exited(self, link: Link, exitcode: int, peak: int) -> None:
+        """The process has ended. First what it had said is heard, to the end."""
+        worker, watched = link.worker, not link.lost
+        self._hear(link, link.drain())
+        link.exitcode = exitcode
+        running, stacks, why = link.running(), link.stacks(), self._kills.pop(worker, "")
+        born = self.machine.fleet.workers[worker].born if worker in self.machine.fleet.workers else None
+        death = evidence.Death(
+            link.name,
+            link.pid,
+            exitcode,
+            stacks,
+            running,
+            age=None if born is None else self._clock() - born,
+            done=link.done(),
+            peak=peak,
+            why=why,
+            oom_killed=exitcode == -signal.SIGKILL and not why and self._oom.has_killed(),
+        )
+        self._verdicts.bury(worker, death)
+        blamed = None if why else evidence.guilty(stacks, running)
+        self._events.append(WorkerExited(worker, Seq(link.watermark()), blamed))
+        if watched:
+            self._unwatch(link)
+        for waiting in (self._silent, self._unanswered, self._orphans):
+            waiting.pop(worker, None)
+        del self.links[worker]
+        link.close()
+        if why == "stopped":
+            self._host.say(logging.DEBUG, "mpms %s (pid %s) was killed: the pool was stopped", link.name, link.pid)
+        elif exitcode or why:
+            self._note_crash(link, why or evidence.describe_exit(exitcode))
+
+    def _note_crash(self, link: Link, cause: str) -> None:
+        self.crashes[cause.partition(":")[0]] += 1  # a word, and not the figures of each
+        self._host.say(logging.WARNING, "mpms %s (pid %s) has ended: %s", link.name, link.pid, cause)
+        self._host.say(
+            logging.WARNING,
+            "mpms process health check: %d/%d processes alive, running_tasks=%d",
+            sum(each.pid is not None for each in self.links.values()),
+            self.machine.limits.processes,
+            sum(len(worker.sent) for worker in self.machine.fleet.workers.values()),
+        )
+
+    # What is to be done
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Settle(tasks):
+                results = self._results
+                settled = [(task, results[seq]) for task, seq in tasks]
+                raised = sum(kind != wire.RETURNED for _, (kind, _) in settled) if self._raised else 0
+                self._host.settled(settled, raised)
+                self._leave_to_logs(tasks)
+            case Dispatch(worker, tasks):
+                parcel = self._host.parcel
+                if worker in self.links:
+                    self.links[worker].send_tasks((seq, parcel(task)) for seq, task in tasks)
+            case Fail(task, seq, verdict):
+                if isinstance(verdict, LostCause):
+                    self._host.note_broken(self._verdicts.breakage())
+                self._host.failed(task, verdict, self._verdicts.explain(verdict, seq))
+                self._leave_to_logs([(task, seq)])
+            case Retried(task, seq, verdict):
+                if verdict is None:
+                    self._host.retried_after(task, *self._results[seq])
+                else:
+                    self._host.retried(task, self._verdicts.explain(verdict, seq))
+                self._leave_to_logs([(task, seq)])
+            case StartWorker(worker):
+                self._start(worker)
+            case Recall(worker, upto):
+                if worker in self.links:
+                    self.links[worker].control(wire.RECALL, upto)
+            case Retire(worker):
+                if worker in self.links:
+                    self.links[worker].control(wire.RETIRE)
+            case ReadBoard(worker):
+                if worker in self.links:
+                    running = [(Seq(slot.seq), slot.start) for slot in self.links[worker].running()]
+                    self._events.append(BoardSeen(worker, running))
+            case ReadMemory(worker):
+                looked = self._memory.look_at(self.links[worker]) if worker in self.links else None
+                if looked is not None:
+                    seen, figures = looked
+                    self._events.append(seen)
+                    if seen.over_hard:
+                        self._kills[worker] = f"memory: {figures}"
+            case ReadFreeMemory():
+                self._events.append(self._memory.look_at_machine())
+            case Interrupt(worker, seq, limit):
+                if worker in self.links:
+                    self.links[worker].control(wire.INTERRUPT, seq, wire.LIMIT.pack(limit))
+            case DumpStacks(worker):
+                if worker in self.links:
+                    self._asked[worker] = len(self.links[worker].stacks()), self._clock() + _POLITE
+                    self._launcher.ask(worker)
+            case Kill(worker, why):
+                self._kill(worker, why)
+            case Keep(tasks):
+                self._host.kept(tasks)
+            case Stopped(broken):
+                if broken:
+                    self._host.note_broken(self._verdicts.breakage())
+                self.stopped = True
+
+    def _start(self, worker: WorkerId) -> None:
+        if not self._launcher.is_open:
+            self._launcher.open()
+            self._watch_launcher()
+        link = self._launcher.start(worker, f"mpms-{self._name}-p{worker}")
+        self.links[worker] = link
+        self._selector.register(link, selectors.EVENT_READ, link)
+
+    def _kill(self, worker: WorkerId, why: str) -> None:
+        if worker not in self.links or worker in self._orphans:
+            return
+        self._kills.setdefault(worker, why)  # what is there already says more
+        self._unanswered[worker] = self._clock() + _SILENCE
+        if self._launcher.loading:
+            self._launcher.kill_server()  # it hangs in the user's modules, and would not hear
+        else:
+            self._launcher.kill(worker)
+
+
+def _kill_group(link: Link) -> None:
+    """Of a worker whose end is not known: else the number may be another one's."""
+    if link.pid is not None:
+        try:
+            os.killpg(link.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass

@@ -1,0 +1,86 @@
+"""Memory: files of it without a name, to be shared by processes; how much a process holds, and the machine has."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+__all__ = ["OomWatch", "anonymous_file", "free_memory", "is_zombie", "resident_memory"]
+
+
+def anonymous_file(name: str, size: int = 0) -> int:
+    """A descriptor of a file in memory that ends with its last user: a ``memfd``; elsewhere a temporary file."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile(prefix=name) as file:
+            fd = os.dup(file.fileno())
+    if size:
+        os.ftruncate(fd, size)
+    return fd
+
+
+def resident_memory(pid: int) -> int | None:
+    """Bytes that the process holds in memory now; ``None`` when that can't be known."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/statm"):
+            return None
+    except (OSError, ValueError, IndexError):
+        return None
+    try:
+        import psutil
+
+        return int(psutil.Process(pid).memory_info().rss)
+    except Exception:  # not installed, or the process has ended
+        return None
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process has ended and nobody has reaped it; ``False`` where that can't be known."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return False
+
+
+def free_memory() -> int | None:
+    """Bytes that the machine can give to programs without swapping; ``None`` when that can't be known."""
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            for line in file:
+                if line.startswith(b"MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    except Exception:  # not installed
+        return None
+
+
+class OomWatch:
+    """Whether the kernel's out-of-memory killer has killed something since the last look; where the kernel counts."""
+
+    def __init__(self) -> None:
+        self._seen = self._count()
+
+    def has_killed(self) -> bool:
+        before, self._seen = self._seen, self._count()
+        return before is not None and self._seen is not None and self._seen > before
+
+    @staticmethod
+    def _count() -> int | None:
+        try:
+            with open("/proc/vmstat", "rb") as file:
+                for line in file:
+                    if line.startswith(b"oom_kill "):
+                        return int(line.split()[1])
+        except (OSError, ValueError):
+            pass
+        return None

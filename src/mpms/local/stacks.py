@@ -1,0 +1,145 @@
+"""Where every thread of a worker is, now: also while C code holds the GIL, and from another process."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..engine import ThreadStack, WorkerStacks
+from ..wire.board import Board, Slot, threads_of
+from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL
+from . import evidence
+
+__all__ = ["stacks_of_process", "take_stacks", "thread_stacks"]
+
+_PATIENCE = 0.5
+"""Seconds for a worker to answer. faulthandler needs well under a millisecond for 100 threads; a stopped process never
+does, nor one in a system call that can't be interrupted."""
+
+_POLITE = 0.2
+"""Of that, the seconds for its main thread. With eight threads that compute it has the GIL after 50 ms."""
+
+_PAUSE = 0.003
+
+_FILE = re.compile(r"^/memfd:(mpms-.*)-stacks \(deleted\)$")
+
+
+def take_stacks(pid: int, read: Callable[[], str]) -> str:
+    """What faulthandler writes when it is asked now; empty when it doesn't answer. Blocks for some milliseconds."""
+    if not _catches_signal(pid):
+        return ""  # it has only just begun, and would die of it
+    before = len(read())
+    os.kill(pid, ASK_SIGNAL)
+    until = time.monotonic() + _PATIENCE
+    insist = until - _PATIENCE + _POLITE
+    last = ""
+    while time.monotonic() < until:
+        # Nobody tells that another process has written: it is looked at, until two looks are the same.
+        select.select([], [], [], _PAUSE)
+        text = read()[before:]
+        if text and text == last:
+            return text
+        if not text and time.monotonic() > insist:
+            insist = until
+            os.kill(pid, DUMP_SIGNAL)
+        last = text
+    return last
+
+
+def thread_stacks(text: str, running: Sequence[Slot]) -> tuple[ThreadStack, ...]:
+    """The threads of a dump. Those that run no task come last, with an unknown place."""
+    now = time.monotonic()
+    slots = {slot.ident: slot for slot in running}
+    threads = []
+    for ident, stack in evidence.stacks(text):
+        slot = slots.get(ident)
+        if slot is None:
+            threads.append(ThreadStack(thread=None, dispatch=None, seconds=None, stack=stack))
+        else:
+            threads.append(
+                ThreadStack(thread=slot.thread + 1, dispatch=slot.seq, seconds=max(0.0, now - slot.start), stack=stack)
+            )
+    return tuple(sorted(threads, key=lambda each: each.thread or 1 << 30))
+
+
+def stacks_of_process(pid: int) -> list[WorkerStacks]:
+    """Of every worker that the process ``pid`` has started; of itself, when it is one. Found by their memory files.
+
+    Raises ``FileNotFoundError`` when there is no such process, or no ``/proc``, and ``PermissionError``.
+    """
+    wanted = _memory_files(pid)
+    holders: dict[int, list[int]] = {inode: [] for inode in wanted}
+    for process in sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
+        try:
+            # The parent holds the file as well. Only a worker catches the signal, and others would die of it.
+            if _catches_signal(process):
+                for inode in _memory_files(process).keys() & wanted.keys():
+                    holders[inode].append(process)
+        except OSError:
+            continue  # it has ended, or is somebody else's
+    found = []
+    for inode, (name, path) in wanted.items():
+        # A worker that has a pool itself holds the files of that one too. Who they are about was born after it.
+        if holders[inode]:
+            found.append(_stacks_of_worker(max(holders[inode], key=_birth), name, path))
+    return sorted(found, key=lambda worker: worker.pid)
+
+
+def _stacks_of_worker(pid: int, name: str, path: Path) -> WorkerStacks:
+    text = take_stacks(pid, lambda: path.read_text(errors="replace"))
+    return WorkerStacks(name=name, pid=pid, threads=thread_stacks(text, _running(pid, name)))
+
+
+def _running(pid: int, name: str) -> list[Slot]:
+    """What its board says. The board's descriptor is kept by the mapping of it."""
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(path) == f"/memfd:{name} (deleted)":
+                fd = os.open(path, os.O_RDWR)
+                break
+        except OSError:
+            continue
+    else:
+        return []
+    try:
+        board = Board(fd, threads_of(os.fstat(fd).st_size))
+        try:
+            return board.running()
+        finally:
+            board.close()
+    finally:
+        os.close(fd)
+
+
+def _memory_files(pid: int) -> dict[int, tuple[str, Path]]:
+    """Name of the worker and path, by inode, of each file of stacks that the process holds."""
+    files = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            match = _FILE.match(os.readlink(path))
+            if match is not None:
+                files[path.stat().st_ino] = match[1], path
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return files
+
+
+def _birth(pid: int) -> tuple[int, int]:
+    """When it was born, in clock ticks since the machine was; pids are used again."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]), pid
+    except OSError:
+        return 0, pid  # it has ended
+
+
+def _catches_signal(pid: int) -> bool:
+    if not os.path.exists("/proc/self/status"):
+        return True  # not to be known here
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (ASK_SIGNAL - 1) & 1)
+    return False

@@ -1,0 +1,57 @@
+"""What became of a task: exactly one of these, for every accepted task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
+
+__all__ = ["Broken", "Cancelled", "Crashed", "Outcome", "Raised", "Returned", "TimedOut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function returned ``value``, which may well be an exception instance: a value stays a value."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The function raised ``error``; its ``__cause__`` holds the remote traceback."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The worker ended while it ran the task. ``items``: of a chunk, how many may have started; ``None``: all."""
+
+    error: WorkerCrashed
+    items: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The task ran longer than it may; ``items`` as of :class:`Crashed`: it is the last of them that did."""
+
+    error: TaskTimeout
+    items: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The pool was stopped before the task had finished."""
+
+    error: TaskCancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The pool broke before the task had finished."""
+
+    error: PoolBroken
+
+
+Outcome: TypeAlias = Returned | Raised | Crashed | TimedOut | Cancelled | Broken

@@ -1,0 +1,1 @@
+"""What crosses the border between two processes. Pure: no socket and no clock."""

@@ -1,0 +1,207 @@
+"""Many calls of one function in one task, at the speed of ``map``, each with an outcome of its own.
+
+A chunk is packed in the parent (:func:`pack`), run in a worker (:class:`Each`), and what comes of it is a
+:class:`Chunk`. Where a chunk runs it says how many of its items may have started, so that whatever ends its worker
+costs only those.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice, starmap
+from operator import length_hint
+from time import monotonic
+from types import NoneType
+from typing import Any, NamedTuple, TypeAlias
+
+from ..errors import RemoteWorkerError
+from .pickling import dump, dump_error, load, load_error, unsendable
+
+__all__ = ["Chunk", "Each", "Packed", "Place", "here", "pack"]
+
+_PLAIN = {int, float, complex, bool, str, bytes, NoneType}
+"""Values of these types can neither fail to travel nor run anybody's code on the way: they are pickled together."""
+
+_CHUNK_SECONDS = 0.05
+"""After so long a chunk comes back as far as it got: what is behind its slow items goes on elsewhere meanwhile."""
+
+_STEP_SECONDS = 40e-6
+"""How long the items take between two notes on the board, as long as they go on as before: a note takes 0.4 µs, one
+percent of it. An item that takes longer than half of it has a note of its own, unless those before it were fast: then
+it shares one with as many as would have been in time."""
+
+Packed: TypeAlias = tuple[list[Any], bool, bool, bool]
+"""The items; whether they are pickled one by one; whether each is a tuple of arguments; whether each is noted on the
+board before it runs, however quick it is. What :class:`Each` is called with."""
+
+
+class Place:
+    """What a chunk has to know of the thread that runs it, and to tell it. This one is nowhere in particular."""
+
+    forked = False
+    """Whether this is a child that an item has forked."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+    @property
+    def most(self) -> int | None:
+        """How many more items this thread runs."""
+        return None
+
+    def go_on(self, items: int, now: float) -> None:
+        """So many items may have started from now on."""
+
+    def enter(self, now: float) -> None:
+        """What follows is the user's code, as of ``now``: it may be interrupted when it takes too long."""
+
+    def leave(self) -> None:
+        """It is no more. This may itself be interrupted, and is then to be called again."""
+
+    def told(self, error: BaseException) -> BaseException:
+        """The error as the user is to see it."""
+        return error
+
+    def asks_for_retry(self, error: BaseException) -> bool:
+        return False
+
+    def is_the_last(self, error: BaseException) -> bool:
+        """Whether no more items are to be run after this error."""
+        return False
+
+    def ran(self, items: int) -> None:
+        """So many were run in all."""
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.place = Place()
+
+
+here = _Here()
+"""``here.place`` is where the calling thread runs chunks."""
+
+
+class Chunk(NamedTuple):
+    """What came of the first ``len(values)`` items; the others were not started.
+
+    ``one_by_one`` says how the values were pickled. ``errors`` has what an item raised, pickled, and whether it asks
+    for another attempt; its value is None. ``seconds`` is how long it took.
+    """
+
+    values: list[Any]
+    one_by_one: bool
+    errors: dict[int, tuple[bytes, bool]]
+    seconds: float
+
+    def load(self) -> tuple[list[Any], dict[int, tuple[BaseException, bool]]]:
+        """The values, and the errors by their place. Runs code of the user's, as unpickling does."""
+        errors = {at: (load_error(data), asks_for_retry) for at, (data, asks_for_retry) in self.errors.items()}
+        if not self.one_by_one:
+            return self.values, errors
+        values = list[Any]()
+        for at, data in enumerate(self.values):
+            try:
+                values.append(load(data))
+            except BaseException as problem:  # what pickles there may not unpickle here
+                detail = f"it could not be unpickled: {type(problem).__name__}: {problem}"
+                errors[at] = RemoteWorkerError("mpms_unpickleable_result", detail), False
+                values.append(None)
+        return values, dict(sorted(errors.items()))
+
+
+class Each:
+    """``function`` for a chunk: calls it for every item, and returns a :class:`Chunk`."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Each, (self._function,)
+
+    def __call__(self, items: list[Any], one_by_one: bool, star: bool, exact: bool) -> Chunk:
+        # Measured: 65 ns an item for a function that does nothing, where list(map(function, items)) takes 45.
+        place = here.place
+        place.items = items  # a child that an item forks empties it, and so runs no more of them
+        function, call = self._function, starmap if star else map
+        if one_by_one:
+            call, function = map, _Unpacked(function, star)
+        place.leave()
+        source, values, errors = iter(items), list[Any](), dict[int, tuple[bytes, bool]]()
+        total = len(items) if place.most is None else min(len(items), place.most)
+        begun = before = monotonic()
+        step = 1
+        while (at := len(values)) < total:
+            now = monotonic()
+            if now - before > _STEP_SECONDS:
+                step = max(1, int(step * _STEP_SECONDS / (now - before)))
+            elif now - before < _STEP_SECONDS / 2 and at and not exact:
+                step *= 2
+            if at and now - begun > _CHUNK_SECONDS:
+                break
+            before, step = now, min(step, total - at)
+            place.go_on(at + step, now)
+            try:
+                try:
+                    place.enter(now)
+                    values.extend(call(function, islice(source, step)))  # what came before an exception stays
+                finally:
+                    place.leave()
+                if place.forked:
+                    break
+                if len(values) < at + step:  # that is what `map` makes of a StopIteration
+                    raise StopIteration
+            except BaseException as error:  # the user's: SystemExit and KeyboardInterrupt are outcomes too
+                if place.forked:
+                    raise
+                place.leave()  # again: the first one may have been interrupted, and that happens once
+                if len(items) - length_hint(source) == len(values):
+                    continue  # interrupted between two items: it was about the one before, which is over
+                told = place.told(error)
+                errors[len(values)] = dump_error(told), place.asks_for_retry(told)
+                values.append(None)
+                if place.is_the_last(told):
+                    break
+        place.items = []
+        place.ran(len(values))
+        return _chunk(values, errors, monotonic() - begun)
+
+
+class _Unpacked:
+    __slots__ = ("_function", "_star")
+
+    def __init__(self, function: Callable[..., Any], star: bool) -> None:
+        self._function = function
+        self._star = star
+
+    def __call__(self, data: bytes) -> Any:
+        return self._function(*load(data)) if self._star else self._function(load(data))
+
+
+def pack(items: Sequence[Any], *, star: bool, exact: bool) -> tuple[Packed, dict[int, Exception]]:
+    """The items as :class:`Each` takes them, without those that can't be pickled: these with the reason."""
+    values: Iterable[Any] = chain.from_iterable(items) if star else items
+    if set(map(type, values)) <= _PLAIN:
+        return (list(items), False, star, exact), {}
+    packed, problems = list[Any](), dict[int, Exception]()
+    for at, item in enumerate(items):
+        try:
+            packed.append(dump(item))
+        except Exception as error:  # the reducers of the user's objects raise anything
+            problems[at] = error
+    return (packed, True, star, exact), problems
+
+
+def _chunk(values: list[Any], errors: dict[int, tuple[bytes, bool]], seconds: float) -> Chunk:
+    if set(map(type, values)) <= _PLAIN:
+        return Chunk(values, False, errors, seconds)
+    for at, value in enumerate(values):
+        try:
+            values[at] = dump(value)
+        except BaseException as problem:  # as of a single result
+            errors[at] = dump_error(unsendable(value, problem)), False
+            values[at] = dump(None)
+    return Chunk(values, True, errors, seconds)

@@ -1,0 +1,225 @@
+"""The life of a worker process: set up, initialise, run tasks, finalise, end.
+
+The main thread runs no task. It serves the control socket and a pipe by which the threads wake it, so that control
+works while all threads are busy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import fcntl
+import inspect
+import multiprocessing.process
+import multiprocessing.util
+import os
+import pickle
+import resource
+import select
+import signal
+import threading
+import traceback
+from typing import NoReturn
+
+from ..wire.board import Board
+from ..wire.chunks import here
+from ..wire.frames import Decoder, encode
+from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL, INTERRUPT, LIMIT, RECALL, RETIRE, START_FAILED, Birth, Job
+from ..wire.pickling import dump_error, load
+from . import ends, hooks, native
+from .logs import forward_logs
+from .outbox import Outbox
+from .slots import Slots
+
+__all__ = ["Descriptors", "run"]
+
+Descriptors = tuple[int, int, int, int]
+"""Data socket, control socket, board, stacks."""
+
+
+def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
+    """Be a worker until the end of this process. Must run in the main thread, with no other thread alive."""
+    data, control, board, stacks = descriptors
+    _set_up_process(birth)
+    memory = Board(board, job.threads)
+    os.close(board)
+    data, control, stacks = _lift(data), _lift(control), _lift(stacks)
+    wake_read, wake_write = map(_lift, os.pipe())
+    os.set_blocking(wake_write, False)
+    _keep_evidence(stacks)
+
+    def wake() -> None:
+        try:
+            os.write(wake_write, b"\0")
+        except BlockingIOError:
+            pass  # it is awake
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                ends.die(ends.LOST_DESCRIPTORS, "the worker's own pipe was closed by a task")
+            raise
+
+    outbox = Outbox(data, wake)
+    _leave_to_forked_children((data, control, stacks, wake_read, wake_write))
+    if job.log_levels is not None:
+        forward_logs(outbox, job.log_levels)
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    if poll.poll(0):
+        ends.real_exit(0)  # retired, or the parent is gone: before anything was begun
+    poll.register(wake_read, select.POLLIN)
+    if job.native_threads is not None:
+        native.limit_threads(job.native_threads)
+    try:
+        hooks.initialize(job.process_initializer)
+    except BaseException as error:  # user code, SystemExit included
+        _start_failed(outbox, error)
+    slots = Slots(job, data, memory, outbox, birth.name, wake)
+    slots.start()
+    _serve(poll, control, wake_read, slots, outbox)
+    hooks.finalize(job.process_finalizer, birth.name)
+    outbox.flush()
+    _leave()
+
+
+def _serve(poll: select.poll, control: int, wake_read: int, slots: Slots, outbox: Outbox) -> None:
+    """Until all threads have ended: do what the parent asks for, and send what threads left behind."""
+    decoder = Decoder()
+    wait: float | None = None
+    while not slots.ended:
+        for fd, what in poll.poll(None if wait is None else wait * 1000):
+            if what & select.POLLNVAL:
+                ends.die(ends.LOST_DESCRIPTORS, "the worker's descriptors were closed by a task")
+            if fd == wake_read:
+                os.read(wake_read, 4096)
+                continue
+            data = os.read(control, 4096)
+            if not data:
+                ends.parent_gone()
+            for kind, number, payload in decoder.feed(data):
+                if kind == RETIRE:
+                    slots.retire()
+                elif kind == RECALL:
+                    slots.recall(number)
+                elif kind == INTERRUPT:
+                    slots.interrupt(number, LIMIT.unpack(payload)[0])
+        wait = outbox.tend()
+
+
+def _start_failed(outbox: Outbox, error: BaseException) -> NoReturn:
+    outbox.add(encode(START_FAILED, 0, dump_error(error)))
+    outbox.flush()
+    ends.real_exit(ends.START_FAILED)
+
+
+def _set_up_process(birth: Birth) -> None:
+    _set_title(birth.name)
+    # A handler that does nothing, not SIG_IGN: that would be inherited by the programs that tasks run.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if dict(os.environ) != birth.environ:
+        os.environ.clear()
+        os.environ.update(birth.environ)
+    if birth.directory is not None:
+        try:
+            os.chdir(birth.directory)
+        except OSError:
+            pass  # it was removed meanwhile: tasks that need it say so
+    # As multiprocessing does it in its own children, so that tasks may use all of it.
+    process = multiprocessing.process.current_process()
+    process.name = birth.name
+    process._config.pop("daemon", None)  # type: ignore[attr-defined]
+    multiprocessing.process._children.clear()  # type: ignore[attr-defined]
+    multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
+    multiprocessing.util._run_after_forkers()  # type: ignore[attr-defined]
+    threading.current_thread().name = birth.name
+
+
+def _set_title(title: str) -> None:
+    """To be called before the environment is changed: from its first entry setproctitle finds what it overwrites."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(title)
+
+
+def _lift(fd: int) -> int:
+    """The same under a high number: one that a file of the user's won't have, after a task has closed all it found."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest = 600 if soft == resource.RLIM_INFINITY else min(600, max(soft - 40, soft // 2))
+    try:
+        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+    except OSError:
+        os.set_inheritable(fd, False)
+        return fd  # no high numbers left: a low one works too
+    os.close(fd)
+    return lifted
+
+
+def _keep_evidence(stacks: int) -> None:
+    """Have crashes and ``os._exit`` write who did it to ``stacks``, and on the parent's signals where threads are."""
+    faulthandler.enable(stacks, all_threads=True)
+    faulthandler.register(DUMP_SIGNAL, stacks, all_threads=True, chain=False)
+    signal.signal(ASK_SIGNAL, lambda *_: faulthandler.dump_traceback(stacks, all_threads=True))
+
+    def _exit(status: int) -> NoReturn:
+        # Not by traceback, which reads source files: other threads would run many tasks meanwhile.
+        lines, frame = [], inspect.currentframe()
+        while frame is not None and (frame := frame.f_back) is not None:
+            lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+        text = f"os._exit({status})\n\nCurrent thread 0x{threading.get_ident():016x} (most recent call first):\n"
+        try:
+            os.write(stacks, (text + "\n".join(lines) + "\n").encode(errors="replace"))
+        finally:
+            ends.real_exit(status)
+
+    os._exit = _exit
+
+
+def _leave_to_forked_children(descriptors: tuple[int, ...]) -> None:
+    """A child that a task forks is nobody's worker: it must not hold our descriptors, nor end as one of our threads."""
+
+    def after_fork() -> None:
+        ends.forked = here.place.forked = True
+        here.place.items.clear()  # what is left of a chunk is the parent's to run
+        os._exit = ends.real_exit
+        faulthandler.disable()
+        faulthandler.unregister(DUMP_SIGNAL)
+        signal.signal(ASK_SIGNAL, signal.SIG_DFL)
+        for fd in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    ends.forked = False  # of a pool in a task: such a worker is a fork of that task's, and a worker all the same
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def _leave() -> NoReturn:
+    """As the children of multiprocessing end: its own finalizers, then the standard streams; no atexit handlers.
+
+    Those were registered in the process that this one was forked from, and are for that one to run.
+    """
+    try:
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+    except BaseException:  # queues and managers of the user's
+        traceback.print_exc()
+    ends.flush_streams()
+    ends.real_exit(0)
+
+
+def main(spec: int, descriptors: Descriptors) -> NoReturn:
+    """A spawned worker: all that it is told is in the file ``spec``. Its imports come after the path is in place."""
+    from . import setup
+
+    with open(spec, "rb") as file:
+        told, birth = pickle.load(file)
+    setup.prepare(told)
+    try:
+        job: Job = load(told.job)
+        if job.preload is not None:
+            job.preload()
+    except BaseException as error:  # the user's modules
+        _start_failed(Outbox(descriptors[0], lambda: None), error)
+    run(job, birth, descriptors)

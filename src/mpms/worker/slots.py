@@ -1,0 +1,301 @@
+"""The threads of a worker, and what they share.
+
+    socket ─▶ leader: recv, decode ─▶ deque ─▶ a thread: board, call, pickle ─▶ outbox ─▶ socket
+
+An idle thread that holds the leadership blocks in ``read``; it takes the first task for itself, leaves the others of
+the frame in the deque, hands the leadership on, and runs. The others wait for the leadership. So a single task has no
+hand-off between threads, and there is no thread that only feeds others.
+
+ - Tasks are taken first in, first out, and the board is written before one runs, under one lock: the highest number
+   on the board is a watermark above which nothing has started.
+ - What is given back was not taken and never will be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, TypeAlias
+
+from ..wire.board import Board
+from ..wire.chunks import here
+from ..wire.frames import Decoder, encode
+from ..wire.messages import (
+    DUE,
+    DYING,
+    FORGET,
+    FUNCTION,
+    GIVEN_BACK,
+    RAISED,
+    READY,
+    RETRY,
+    RETURNED,
+    SELECT,
+    START_FAILED,
+    TASK,
+    TASKS,
+    Job,
+    unpack_tasks,
+)
+from ..wire.pickling import dump, dump_error, load, unsendable
+from . import ends, hooks, logs
+from .functions import Function, Functions
+from .interrupts import Interrupts
+from .outbox import Outbox
+from .places import WorkersPlace
+
+__all__ = ["Slots"]
+
+_Task: TypeAlias = tuple[int, bytes, Function]
+"""Its dispatch, its arguments, and what is called with them."""
+
+_LOGGER = logging.getLogger("mpms")
+
+
+class Slots:
+    """Threads that take tasks from ``fd`` until :meth:`retire`. ``wake_main`` is called when all of them have ended."""
+
+    def __init__(self, job: Job, fd: int, board: Board, outbox: Outbox, name: str, wake_main: Callable[[], None]):
+        self._job = job
+        self._fd = fd
+        self._board = board
+        self._outbox = outbox
+        self._name = name
+        self._wake_main = wake_main
+        self._decoder = Decoder()  # the leader's, as the next one
+        self._functions = Functions(job.function)
+        self._leading = threading.Lock()
+        self._tasks: deque[_Task] = deque()
+        self._taken = 0  # the highest number that was taken
+        self._voids: list[tuple[int, int]] = []  # given back, from and to; the rest of it is still in the socket
+        self._closing = False
+        self._taking = threading.Lock()  # guards the four above
+        self._interrupts = Interrupts(job.threads) if job.timeout_raises else None
+        self._counting = threading.Lock()  # guards the three below
+        self._starting = job.threads
+        self._active = job.threads
+        self._alive = job.threads
+
+    @property
+    def ended(self) -> bool:
+        return not self._alive
+
+    def start(self) -> None:
+        """Start the threads. When the last one is initialised the worker is ready."""
+        for number in range(self._job.threads):
+            threading.Thread(target=self._main, args=(number,), name=f"{self._name}#t{number + 1}", daemon=True).start()
+
+    # The main thread's side
+
+    def retire(self) -> None:
+        """Take no more, give back what was not taken, and let the threads end. May be called again."""
+        with self._taking:
+            self._closing = True
+            self._tasks.clear()
+            floor = self._taken + 1
+        self._say(GIVEN_BACK, floor)
+        # Wakes the leader: a blocked read sees the end of the stream. The writing side goes on.
+        # Not by a socket object: to make one sets the descriptor, which threads are writing to, to non-blocking when a
+        # task has called socket.setdefaulttimeout. An error says that the parent has closed it.
+        ctypes.CDLL(None).shutdown(self._fd, socket.SHUT_RD)
+
+    def recall(self, upto: int) -> None:
+        """Give back what was not taken, of all up to ``upto``."""
+        with self._taking:
+            self._tasks.clear()
+            floor = self._taken + 1
+            if floor <= upto:
+                self._voids.append((floor, upto))
+        self._say(GIVEN_BACK, floor)
+
+    def interrupt(self, seq: int, limit: float) -> None:
+        """Raise ``TaskTimeout`` in the thread that runs this dispatch."""
+        if self._interrupts is not None:
+            self._interrupts.strike(seq, limit)
+
+    # The threads' side
+
+    def _main(self, slot: int) -> None:
+        who = threading.current_thread().name
+        try:
+            self._board.set_ident(slot, threading.get_ident())
+            here.place = place = WorkersPlace(
+                self._board, slot, self._job, self._asks_for_retry, self._interrupts, self._name
+            )
+            _set_title(who)
+            try:
+                hooks.initialize(self._job.thread_initializer)
+            except BaseException as error:  # user code, SystemExit included
+                self._start_failed(error)
+            self._initialized()
+            self._work(slot, place)
+            self._outbox.flush()
+            hooks.finalize(self._job.thread_finalizer, who)
+            with self._counting:
+                self._alive -= 1
+                last = not self._alive
+            if last:
+                self._wake_main()
+        except BaseException as error:  # of our own: a thread less would be a silent loss of strength
+            ends.die(ends.INTERNAL, f"internal error in {who}: {type(error).__name__}: {error}")
+
+    def _work(self, slot: int, place: WorkersPlace) -> None:
+        # Measured, no-op tasks: 1.7 µs each, of which to take one and note it 0.4, pickling 0.6, the outbox 0.3.
+        tasks, outbox, worn = self._tasks, self._outbox, self._job.lifecycle is not None
+        task: _Task | None
+        now = monotonic()
+        while True:
+            task = None
+            if tasks:
+                with self._taking:
+                    if tasks and not self._closing:
+                        task = self._take(slot, now)
+            if task is None:
+                outbox.flush()  # nothing more to run, so nothing waits for company
+                task = self._lead(slot)
+                if task is None:
+                    return
+            dying = self._perform(slot, *task)
+            now = outbox.flush_if_old() if tasks else outbox.flush()
+            if dying or place.is_dying:
+                self.retire()
+                self._say(DYING)
+                return
+            if worn and place.is_worn():
+                with self._counting:
+                    self._active -= 1
+                    self._say(DUE, self._active)
+                return
+
+    def _lead(self, slot: int) -> _Task | None:
+        """The next task, on the board; blocks. ``None``: no more."""
+        with self._leading:
+            while True:
+                with self._taking:
+                    if self._closing:
+                        return None
+                    if self._tasks:
+                        return self._take(slot, monotonic())
+                try:
+                    data = os.read(self._fd, self._decoder.wanted)
+                except OSError as error:
+                    ends.die(ends.LOST_DESCRIPTORS, f"the worker can't read from its socket any more: {error}")
+                if not data and not self._closing:
+                    ends.parent_gone()
+                messages = self._decoder.feed(data)
+                with self._taking:
+                    for kind, number, payload in messages:
+                        self._hear(kind, number, payload)
+
+    def _hear(self, kind: int, number: int, payload: bytes) -> None:
+        functions = self._functions
+        if kind == TASKS:
+            function = functions.selected
+            several = [(seq, one, function) for seq, one in enumerate(unpack_tasks(payload), number)]
+            if self._voids:
+                several = [task for task in several if not self._is_void(task[0])]
+            self._tasks.extend(several)
+        elif kind == TASK:
+            if not self._is_void(number):
+                self._tasks.append((number, payload, functions.selected))
+        elif kind == FUNCTION:
+            functions.add(number, payload)
+        elif kind == SELECT:
+            functions.select(number)
+        elif kind == FORGET:
+            functions.forget(number)
+
+    def _take(self, slot: int, now: float) -> _Task:
+        task = self._tasks.popleft()
+        self._taken = task[0]
+        self._board.begin(slot, task[0], now)
+        return task
+
+    def _is_void(self, seq: int) -> bool:
+        while self._voids and seq > self._voids[0][1]:
+            del self._voids[0]
+        return bool(self._voids) and seq >= self._voids[0][0]
+
+    def _perform(self, slot: int, seq: int, payload: bytes, function: Function) -> bool:
+        """Run one task; whether it asks for the end of this process."""
+        dying = False
+        if self._job.log_levels is not None:
+            logs.current.seq = seq
+        try:
+            if self._interrupts is None:
+                call = function.call or function.load()
+                args, kwargs = load(payload)
+                value = call(*args, **kwargs)
+            else:
+                value = self._interruptible(self._interrupts, slot, seq, payload, function)
+        except BaseException as error:  # the user's: SystemExit and KeyboardInterrupt are outcomes too
+            if ends.forked:
+                ends.end_fork(error)
+            dying = isinstance(error, self._job.die_exceptions)
+            kind, result = RETRY if self._asks_for_retry(error) else RAISED, dump_error(error)
+        else:
+            if ends.forked:
+                ends.end_fork(None)
+            try:
+                kind, result = RETURNED, dump(value)
+            except BaseException as problem:
+                kind, result = RAISED, dump_error(unsendable(value, problem))
+        self._board.end(slot)
+        self._outbox.add_result(seq, kind, result)
+        return dying
+
+    def _interruptible(self, interrupts: Interrupts, slot: int, seq: int, payload: bytes, function: Function) -> Any:
+        interrupts.enter(slot, seq)
+        try:
+            try:
+                call = function.call or function.load()
+                args, kwargs = load(payload)
+                return call(*args, **kwargs)
+            finally:
+                interrupts.leave(slot)
+        except BaseException as error:
+            interrupts.leave(slot)  # again: the first one may have been struck, and there is only one strike
+            told = interrupts.told(slot, error, self._name)
+            if told is error:
+                raise
+            raise told from None
+
+    def _asks_for_retry(self, error: BaseException) -> bool:
+        asked = self._job.retry_on
+        if isinstance(asked, tuple):
+            return isinstance(error, asked)
+        try:
+            return bool(asked(error))
+        except BaseException:  # user code
+            _LOGGER.exception("mpms %s: retry_on failed for %s; it is not retried", self._name, type(error).__name__)
+            return False
+
+    def _initialized(self) -> None:
+        with self._counting:
+            self._starting -= 1
+            if not self._starting:
+                self._say(READY)
+
+    def _start_failed(self, error: BaseException) -> None:
+        with self._counting:  # one is enough, and it must not be cut short by another one's exit
+            self._outbox.add(encode(START_FAILED, 0, dump_error(error)))
+            self._outbox.flush()
+            ends.real_exit(ends.START_FAILED)
+
+    def _say(self, kind: int, number: int = 0) -> None:
+        self._outbox.add(encode(kind, number))
+        self._outbox.flush()
+
+
+def _set_title(title: str) -> None:
+    try:
+        from setproctitle import setthreadtitle
+    except ImportError:
+        return
+    setthreadtitle(title)

@@ -1,0 +1,50 @@
+"""What all tests share: a place for temporary files, how many run beside each other, how long hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from multiprocessing.util import Finalize
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What this process and all its children have: a directory for temporary files, so that what is left in it is
+    theirs, and Ctrl-C, which a shell takes from what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path outlives the run, to be looked at
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="mpms-tests-")
+    # After multiprocessing has removed its own directory in it, at -100.
+    Finalize(None, shutil.rmtree, (tempfile.tempdir,), {"ignore_errors": True}, exitpriority=-200)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each processor: most tests wait most of the time."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+# No deadline per example anywhere: on a busy machine it fails tests that are right. For the same reason the health
+# check on slowness is off where nobody watches.
+settings.register_profile("dev", deadline=None, max_examples=100)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=300,
+    derandomize=True,  # the same examples in every run: red means that the change did it
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "nightly",
+    deadline=None,
+    max_examples=20_000,
+    stateful_step_count=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))

@@ -1,0 +1,1 @@
+"""The core: examples, a model world, and breakages that both must notice."""

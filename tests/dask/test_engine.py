@@ -1,0 +1,455 @@
+"""What is particular to the engine on Dask: evidence from other machines, functions, cancelling, what is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from mpms import MPMS, Executor, PoolBroken, RemoteTraceback, TaskTimeout, WorkerCrashed
+from mpms.config import Hook
+from mpms.dask import Capability, DaskEngine
+from mpms.errors import TaskCancelled
+from mpms.ids import TaskId, TaskOptions
+from mpms.outcome import Cancelled, Crashed, Raised, Returned, TimedOut
+
+from ..contract.conftest import PATIENCE, Gate, Make
+from ..contract.test_engines import finish
+from . import tasks
+
+NewGate = Callable[[], Gate]
+
+# Evidence
+
+
+def test_a_crash_on_a_machine_is_told_with_all_that_is_known_of_it(make: Make) -> None:
+    engine, sink = make(tasks.fault)
+    engine.submit(("boom",), {})
+    finish(engine)
+    [outcome] = sink.outcomes().values()
+    assert isinstance(outcome, Crashed)
+    error = outcome.error
+    assert isinstance(error, WorkerCrashed)
+    assert (error.task, error.arguments, error.signal, error.blamed) == (1, "('boom')", "SIGSEGV", True)
+    assert "in fault" in error.stack
+    assert "task 1 ('boom')" in str(error)
+    assert error.worker is not None
+    name, _, machine = error.worker.partition("@")
+    assert name.startswith("mpms-contract-p")
+    assert f"The machine was tcp://{machine}" in str(error)
+    assert (error.done, error.oom_killed) == (0, False)
+    assert (error.age or 0) > 0
+    assert (error.peak_memory or 0) > 0
+    assert error.pid not in (None, os.getpid())
+
+
+def test_a_task_that_hangs_on_a_machine_times_out_with_its_stack(make: Make, gate: NewGate) -> None:
+    engine, sink = make(tasks.hold, task_timeout=0.3)
+    held = gate()
+    engine.submit((held.path,), {})
+    engine.submit((os.devnull, "fine"), {})
+    finish(engine)
+    outcomes = sink.outcomes()
+    outcome = outcomes[TaskId(1)]
+    assert isinstance(outcome, TimedOut)
+    assert isinstance(outcome.error, TaskTimeout)
+    assert outcome.error.timeout == 0.3
+    assert "in hold" in outcome.error.stack
+    assert held.path in outcome.error.arguments
+    assert outcomes[TaskId(2)] == Returned("fine")
+
+
+def test_options_of_one_task_travel(make: Make, gate: NewGate) -> None:
+    engine, sink = make(tasks.hold)
+    engine.submit((gate().path,), {}, TaskOptions(timeout=0.2))
+    finish(engine)
+    [outcome] = sink.outcomes().values()
+    assert isinstance(outcome, TimedOut)
+
+
+def test_attempts_on_a_machine_are_told_too(make: Make) -> None:
+    engine, sink = make(tasks.fault, retries=1)
+    engine.submit(("again",), {})
+    finish(engine)
+    [outcome] = sink.outcomes().values()
+    assert isinstance(outcome, Crashed)
+    [first] = outcome.error.attempts
+    assert isinstance(first, WorkerCrashed)
+    assert first.arguments == "('again')"
+    assert "\0" not in f"{outcome.error}{first}"
+    assert engine.stats().retried == 1
+
+
+def test_an_exception_keeps_what_it_was_raised_from(make: Make) -> None:
+    engine, sink = make(tasks.raise_picky)
+    engine.submit(("outer",), {})
+    finish(engine)
+    [outcome] = sink.outcomes().values()
+    assert isinstance(outcome, Raised)
+    assert isinstance(outcome.error, tasks.Picky)
+    assert outcome.error.detail == {"level": 3}
+    assert isinstance(outcome.error.__cause__, RemoteTraceback)
+    assert repr(outcome.error.__cause__.__cause__) == "KeyError('inner')"
+
+
+def test_exceptions_of_the_user_that_are_retried_come_with_their_attempts(make: Make) -> None:
+    engine, sink = make(tasks.raise_picky, retries=2, retry_on=(tasks.Picky,))
+    engine.submit(("thrice",), {})
+    finish(engine)
+    [outcome] = sink.outcomes().values()
+    assert isinstance(outcome, Raised)
+    assert [type(error) for error in outcome.error.attempts] == [tasks.Picky] * 2  # type: ignore[attr-defined]
+
+
+def test_the_users_classes_are_not_loaded_by_the_dask_worker(make: Make, client: Client) -> None:
+    engine, sink = make(tasks.raise_picky, process_initializer=Hook(tasks.note, (os.devnull, "x")))
+    engine.submit(("text",), {})
+    engine.submit((tasks.Picky("an argument"),), {})
+    finish(engine)
+    assert len(sink.outcomes()) == 2
+    [loaded] = client.run(lambda: "tests.dask.tasks" in __import__("sys").modules).values()
+    assert not loaded
+
+
+def test_the_stacks_of_a_machine_are_shown(make: Make, gate: NewGate) -> None:
+    engine, _ = make(tasks.hold, processes=1, threads=1)
+    held = gate()
+    engine.submit((held.path,), {})
+    held.wait_for_task()
+    [stacks] = engine.stacks()
+    assert stacks.name.startswith("mpms-contract-p1@")
+    assert "in hold" in str(stacks)
+    held.open()
+    finish(engine)
+    assert engine.stacks() == []
+
+
+# Functions, futures, chunks
+
+
+def test_an_executor_runs_over_it(make: Make) -> None:
+    offset = 40
+    with Executor(2, threads=2, **make.for_mpms()) as executor:
+        future = executor.submit(lambda number: number + offset, 2)
+        assert future.result(PATIENCE) == 42
+        assert list(executor.map(lambda number: number * 2, range(500))) == [number * 2 for number in range(500)]
+        assert list(executor.map(pow, [2, 3], [3, 2], chunksize=2)) == [8, 9]
+        with pytest.raises(tasks.Picky):
+            list(executor.map(tasks.raise_picky, ["a", "b"]))
+
+
+def test_a_large_function_goes_to_a_machine_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpms.dask.link import Link
+
+    sent: list[int] = []
+    submit = Link.submit
+
+    def spy(self: Any, keys: Any, parcels: Any) -> Any:
+        sent.extend(map(len, parcels))
+        return submit(self, keys, parcels)
+
+    monkeypatch.setattr(Link, "submit", spy)
+    ballast = os.urandom(200_000)
+    with Executor(1, **make.for_mpms()) as executor:
+
+        def measure() -> int:
+            return len(ballast)
+
+        assert [executor.submit(measure).result(PATIENCE) for _ in range(4)] == [200_000] * 4
+    assert len([size for size in sent if size > 200_000]) == 1
+
+
+def test_a_large_argument_and_a_large_result_travel_without_a_warning(make: Make, recwarn: Any) -> None:
+    engine, sink = make(_same)
+    data = os.urandom(12_000_000)
+    engine.submit((data,), {})
+    finish(engine)
+    assert sink.outcomes() == {1: Returned(data)}
+    assert not [warning for warning in recwarn if "large" in str(warning.message)]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# Cancelling
+
+
+def test_what_waits_is_cancelled_and_what_runs_is_not(make: Make, gate: NewGate) -> None:
+    engine, sink = make(tasks.hold, processes=1, threads=1)
+    held = gate()
+    engine.submit((held.path, "ran"), {})
+    held.wait_for_task()
+    waiting = [engine.submit((os.devnull,), {}) for _ in range(3)]
+    assert engine.cancel(waiting[0], PATIENCE)
+    assert not engine.cancel(TaskId(1), 0.3)
+    engine.cancel_all()
+    held.open()
+    finish(engine)
+    outcomes = sink.outcomes()
+    assert outcomes[TaskId(1)] == Returned("ran")
+    errors = [outcomes[task].error for task in waiting]  # type: ignore[union-attr]
+    assert [type(error) for error in errors] == [TaskCancelled] * 3
+    assert engine.unfinished() == []
+    assert not engine.cancel(waiting[0], 1.0)
+
+
+def test_what_waits_on_a_machine_is_cancelled_there(make: Make, gate: NewGate) -> None:
+    engine, sink = make(_hold_or_same, processes=1, threads=1)
+    for number in range(300):  # quick ones, after which parcels are large
+        engine.submit((number,), {})
+    assert engine.wait_queued(PATIENCE)
+    held = gate()
+    first = engine.submit((held.path,), {})
+    behind = [engine.submit((number,), {}) for number in range(5)]
+    held.wait_for_task()
+    cancelled = [task for task in behind if engine.cancel(task, PATIENCE)]
+    held.open()
+    finish(engine)
+    outcomes = sink.outcomes()
+    assert len(outcomes) == 306
+    assert cancelled == behind
+    assert all(isinstance(outcomes[task], Cancelled) for task in cancelled)
+    assert outcomes[first] == Returned(held.path)
+
+
+def _hold_or_same(value: Any) -> Any:
+    if isinstance(value, str):
+        tasks.hold(value)
+    return value
+
+
+def test_priorities_count(make: Make, gate: NewGate, tmp_path: Path) -> None:
+    engine, _ = make(_call, processes=1, threads=1)
+    held = gate()
+    engine.submit((tasks.hold, held.path), {})
+    held.wait_for_task()
+    path = str(tmp_path / "notes")
+    for number in range(4):
+        engine.submit((tasks.note, path, str(number)), {}, TaskOptions(priority=number))
+    held.open()
+    finish(engine)
+    assert Path(path).read_text().split() == ["3", "2", "1", "0"]
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def test_stop_on_counts_the_failures_of_all_machines(make: Make) -> None:
+    engine, sink = make(tasks.raise_picky, processes=1, threads=1, stop_on=3)
+    for number in range(100):
+        engine.submit((str(number),), {})
+    assert engine.wait_stopped(PATIENCE)  # without a close
+    outcomes = sink.outcomes().values()
+    assert len(outcomes) == 100
+    assert 3 <= sum(isinstance(outcome, Raised) for outcome in outcomes) < 100
+    assert engine.unfinished()
+
+
+# Quick tasks
+
+
+def test_quick_tasks_go_in_parcels_and_are_no_slower_than_those_of_the_client_itself(
+    make: Make, client: Client
+) -> None:
+    number = 1500
+    began = time.monotonic()
+    client.gather(client.map(_same, range(number), pure=False))
+    theirs = time.monotonic() - began
+    engine, sink = make(_same)
+    engine.submit((0,), {})
+    assert engine.wait_queued(PATIENCE)
+    began = time.monotonic()
+    for each in range(number):
+        engine.submit((each,), {})
+    finish(engine)
+    ours = time.monotonic() - began
+    assert len(sink.outcomes()) == number + 1
+    assert ours < theirs
+
+
+def test_a_slow_task_does_not_hold_up_the_outcomes_of_its_parcel(make: Make, gate: NewGate) -> None:
+    engine, sink = make(_hold_or_same, processes=1, threads=2)
+    for number in range(300):
+        engine.submit((number,), {})
+    held = gate()
+    slow = engine.submit((held.path,), {})
+    for number in range(300):
+        engine.submit((number,), {})
+    assert engine.wait_queued(PATIENCE)
+    until = time.monotonic() + PATIENCE
+    while len(engine.pending()) > 1 and time.monotonic() < until:
+        engine.wait_stopped(0.01)
+    assert list(engine.pending()) == [slow]
+    held.open()
+    finish(engine)
+    assert len(sink.outcomes()) == 601
+
+
+# Several pools, and clusters of its own
+
+
+def test_several_pools_share_a_cluster(make: Make, client: Client) -> None:
+    engines = [make(_same, name=f"pool{number}", processes=1, threads=1) for number in range(3)]
+    for engine, _ in engines:
+        for number in range(20):
+            engine.submit((number,), {})
+    for engine, sink in engines:
+        finish(engine)
+        assert sink.outcomes() == {number + 1: Returned(number) for number in range(20)}
+    assert [name for plugins in client.run(_plugins).values() for name in plugins if name.startswith("mpms")] == []
+    assert [name for name in client.run_on_scheduler(_plugins_of_scheduler) if name.startswith("mpms")] == []
+
+
+def _plugins(dask_worker: Any) -> list[str]:
+    return list(dask_worker.plugins)
+
+
+def _plugins_of_scheduler(dask_scheduler: Any) -> list[str]:
+    return list(dask_scheduler.plugins)
+
+
+def test_an_address_is_enough(client: Client) -> None:
+    address = client.scheduler.address.replace("tcp://", "dask://")
+    with MPMS(tasks.pid, processes=1, engine=address) as pool:
+        pool.put()
+    assert [type(result) for _, result in pool.iter_results()] == [int]
+    assert client.status == "running"
+
+
+def test_the_demo_runs_on_a_cluster(client: Client, tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"m{number}.py").write_text("def f(): pass\n")
+    address = client.scheduler.address.replace("tcp://", "dask://")
+    command = [
+        sys.executable,
+        "-m",
+        "mpms",
+        "demo",
+        "-p",
+        "2",
+        "-t",
+        "2",
+        "--engine",
+        address,
+        "--paths",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^functions +20$", done.stdout, re.MULTILINE)
+
+
+def test_a_cluster_is_made_for_trying_it() -> None:
+    with DaskEngine.local(machines=2) as dask:
+        for _ in range(2):  # pools, one after the other
+            with Executor(1, threads=2, engine=dask) as executor:
+                machines = {future.result(PATIENCE) for future in [executor.submit(_where_slowly) for _ in range(20)]}
+                assert len(machines) == 2
+    dask.close()
+
+
+def _where_slowly() -> str:
+    until = time.monotonic() + 0.05
+    while time.monotonic() < until:
+        pass
+    return tasks.where()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "capability"),
+    [
+        ({"start_method": "fork"}, Capability.FORK),
+        ({"max_rate": 5}, Capability.RATE),
+        ({"forward_logs": True}, Capability.LOGS),
+    ],
+    ids=lambda value: value.name if isinstance(value, Capability) else "",
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    client: Client, options: dict[str, Any], capability: Capability
+) -> None:
+    [name] = options
+    with pytest.raises(ValueError, match=rf"^{name}=.* can't be had on Dask \({capability.name}\)"):
+        MPMS(_same, engine=DaskEngine(client), **options)
+
+
+def test_what_cannot_be_sent_is_refused_at_the_start(make: Make) -> None:
+    import threading
+
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"can't be sent to another machine: TypeError: cannot pickle"):
+        make(lambda: lock)
+
+
+def test_resizing_is_left_to_the_cluster(make: Make) -> None:
+    engine, _ = make(_same)
+    with pytest.raises(RuntimeError, match="cluster"):
+        engine.resize(3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "error"), [("dask://", ValueError), ("ray://host", ValueError), ("", ValueError), (3, TypeError)]
+)
+def test_an_engine_that_is_none_is_refused(engine: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="engine must be"):
+        MPMS(_same, engine=engine)
+
+
+def test_a_wrong_client_is_refused() -> None:
+    with pytest.raises(TypeError, match="client must be"):
+        DaskEngine(3)  # type: ignore[arg-type]
+
+
+def test_a_scheduler_that_is_not_there_raises_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
+        pool = MPMS(_same, engine="dask://127.0.0.1:9")
+        with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
+            pool.put(1)
+
+
+def test_machines_that_cannot_load_the_function_break_the_pool(make: Make) -> None:
+    engine, sink = make(_NotThere(), max_start_failures=1)
+    engine.submit((), {})
+    assert engine.wait_stopped(PATIENCE)
+    assert isinstance(engine.broken, PoolBroken)
+    assert "no_such_module" in str(engine.broken)
+    assert len(sink.outcomes()) == 1
+
+
+class _NotThere:
+    """Can be loaded here only."""
+
+    def __call__(self) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return __import__, ("no_such_module",)
+
+
+def test_a_worker_process_that_somebody_kills_is_replaced(make: Make, gate: NewGate) -> None:
+    engine, sink = make(_call, processes=1, threads=1)
+    engine.submit((tasks.pid,), {})
+    held = gate()
+    engine.submit((tasks.hold, held.path), {})
+    held.wait_for_task()
+    [first] = [outcome.value for outcome in sink.outcomes().values() if isinstance(outcome, Returned)]
+    os.kill(first, signal.SIGKILL)
+    engine.submit((tasks.pid,), {})
+    finish(engine)
+    outcomes = sink.outcomes()
+    assert isinstance(outcomes[TaskId(2)], Crashed)
+    assert isinstance(outcomes[TaskId(3)], Returned)

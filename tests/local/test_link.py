@@ -1,0 +1,270 @@
+"""One worker's sockets: nothing blocks, nothing is lost, the end is told apart from silence."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from mpms.ids import WorkerId
+from mpms.local.functions import Shipped
+from mpms.local.link import Link, Parcel, open_link
+from mpms.wire.board import Board, board_size
+from mpms.wire.frames import Decoder, Message, encode
+from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
+
+from ..wire.single import single
+
+
+class Peer:
+    """The worker's side."""
+
+    def __init__(self, descriptors: list[int]) -> None:
+        data, control, self.board, self.stacks = descriptors
+        self.data: socket.socket | None = socket.socket(fileno=data)
+        self.control = socket.socket(fileno=control)
+        self._decoder = Decoder()
+
+    @property
+    def sock(self) -> socket.socket:
+        assert self.data is not None
+        return self.data
+
+    def read(self) -> list[Message]:
+        """What is there."""
+        messages: list[Message] = []
+        while True:
+            try:
+                messages += single(self._decoder.feed(self.sock.recv(1 << 20, socket.MSG_DONTWAIT)))
+            except BlockingIOError:
+                return messages
+
+    def end(self) -> None:
+        """As a process that ends."""
+        if self.data is not None:
+            self.data.close()
+            self.data = None
+            self.control.close()
+            os.close(self.board)
+            os.close(self.stacks)
+
+
+@pytest.fixture
+def pair(nothing_is_left: None) -> Iterator[tuple[Link, Peer]]:
+    link, descriptors = open_link(WorkerId(1), "mpms-link-p1", 3)
+    peer = Peer(descriptors)
+    yield link, peer
+    peer.end()
+    link.close()
+
+
+Pair = tuple[Link, Peer]
+
+
+def plain(seq: int, payload: bytes = b"") -> tuple[int, Parcel]:
+    """A task of the job's own function."""
+    return seq, (payload, None, "what is kept of it besides")
+
+
+def of(function: Shipped, *seqs: int) -> list[tuple[int, Parcel]]:
+    """Tasks that bring this function along."""
+    return [(seq, (b"", function)) for seq in seqs]
+
+
+def said(peer: Peer) -> list[tuple[int, int]]:
+    """Kinds and numbers of what has arrived."""
+    return [(kind, number) for kind, number, _ in peer.read()]
+
+
+@pytest.mark.parametrize("size", [0, 10, 3_000])
+def test_tasks_arrive_in_order(pair: Pair, size: int) -> None:
+    link, peer = pair
+    tasks = [(seq, bytes([seq]) * size) for seq in range(1, 31)]  # joined, or as a vector
+    link.send_tasks([plain(seq, payload) for seq, payload in tasks])
+    assert peer.read() == [(TASK, seq, payload) for seq, payload in tasks]
+    assert not link.wants_write
+
+
+def test_a_function_is_sent_before_the_first_task_that_needs_it_and_only_once(pair: Pair) -> None:
+    link, peer = pair
+    first, second = Shipped(b"first"), Shipped(b"second")
+    link.send_tasks([*of(first, 1, 2), *of(second, 3), *of(first, 4)])
+    assert peer.read() == [
+        (FUNCTION, first.number, b"first"),
+        (TASK, 1, b""),
+        (TASK, 2, b""),
+        (FUNCTION, second.number, b"second"),
+        (TASK, 3, b""),
+        (SELECT, first.number, b""),
+        (TASK, 4, b""),
+    ]
+    link.send_tasks(of(first, 5))  # nothing needs to be said: it is that of the task before
+    link.send_tasks([plain(6), *of(second, 7)])
+    assert said(peer) == [(TASK, 5), (SELECT, 0), (TASK, 6), (SELECT, second.number), (TASK, 7)]
+
+
+def test_tasks_of_the_job_need_no_word_about_functions(pair: Pair) -> None:
+    link, peer = pair
+    link.send_tasks([plain(1), plain(2)])
+    assert said(peer) == [(TASK, 1), (TASK, 2)]
+
+
+def test_functions_with_the_same_bytes_are_apart_by_their_numbers(pair: Pair) -> None:
+    link, peer = pair
+    first, second = Shipped(b"same"), Shipped(b"same")
+    link.send_tasks([*of(first, 1), *of(second, 2)])
+    assert said(peer) == [(FUNCTION, first.number), (TASK, 1), (FUNCTION, second.number), (TASK, 2)]
+
+
+def test_the_worker_forgets_the_function_that_was_used_longest_ago_and_gets_it_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpms.local.link._FUNCTIONS_MOST", 2)
+    link, peer = pair
+    a, b, c = (Shipped(name) for name in (b"a", b"b", b"c"))
+    link.send_tasks([*of(a, 1), *of(b, 2), *of(a, 3)])
+    peer.read()
+    link.send_tasks(of(c, 4))
+    assert said(peer) == [(FUNCTION, c.number), (FORGET, b.number), (TASK, 4)]
+    link.send_tasks([*of(a, 5), *of(b, 6)])
+    assert said(peer) == [(SELECT, a.number), (TASK, 5), (FUNCTION, b.number), (FORGET, c.number), (TASK, 6)]
+
+
+def test_a_large_function_goes_whole_and_before_its_task_to_a_worker_that_reads_late(pair: Pair) -> None:
+    link, peer = pair
+    large = Shipped(os.urandom(3_000_000))
+    link.send_tasks([plain(1), *of(large, 2), plain(3)])
+    assert link.wants_write
+    got: list[Message] = []
+    while link.wants_write:
+        got += peer.read()
+        link.flush()
+    got += peer.read()
+    assert got == [
+        (TASK, 1, b""),
+        (FUNCTION, large.number, large.data),
+        (TASK, 2, b""),
+        (SELECT, 0, b""),
+        (TASK, 3, b""),
+    ]
+
+
+def test_what_a_stopped_worker_does_not_take_waits_here_and_arrives_in_order(pair: Pair) -> None:
+    link, peer = pair
+    sent = [(1, b"small"), (2, os.urandom(3_000_000)), *((seq, b"x" * 500) for seq in range(3, 1_000))]
+    for task in sent:
+        link.send_tasks([plain(*task)])  # returns, though nobody reads
+    link.send_tasks([plain(1_000, b"y" * 70_000), plain(1_001, b"")])
+    assert link.wants_write
+    got: list[Message] = []
+    while link.wants_write:
+        got += peer.read()
+        link.flush()
+    got += peer.read()
+    assert got == [(TASK, *task) for task in [*sent, (1_000, b"y" * 70_000), (1_001, b"")]]
+
+
+def test_nothing_to_hear_is_no_end(pair: Pair) -> None:
+    link, peer = pair
+    assert link.read() == []
+    assert not link.lost
+    peer.sock.sendall(encode(RETURNED, 1, b"value")[:-1])
+    assert link.read() == []  # torn so far
+    peer.sock.sendall(b"e")
+    assert link.read() == [(RETURNED, 1, b"value")]
+    assert not link.lost
+
+
+def test_one_worker_with_much_to_say_does_not_keep_others_waiting(pair: Pair) -> None:
+    link, peer = pair
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 19)
+    words = b"".join(encode(RETURNED, number, b"x" * 1_000) for number in range(100))
+    peer.sock.sendall(words)  # more than one read takes
+    first = link.read(1)
+    assert 0 < len(first) < 100
+    assert [number for _, number, _ in [*first, *link.drain()]] == list(range(100))
+
+
+def test_the_end_of_the_stream_is_seen_after_all_that_was_said(pair: Pair) -> None:
+    link, peer = pair
+    peer.sock.sendall(encode(RETURNED, 1, b"one") + encode(RETURNED, 2, b"torn")[:-2])
+    peer.end()
+    assert link.drain() == [(RETURNED, 1, b"one")]
+    assert link.lost
+    assert link.drain() == []
+
+
+def test_a_worker_that_ended_with_unread_tasks_is_heard_to_the_end(pair: Pair) -> None:
+    # The kernel tells of the unread ones as a connection that was reset.
+    link, peer = pair
+    link.send_tasks([plain(1, b"never read")])
+    peer.sock.sendall(encode(RETURNED, 9, b"said before"))
+    peer.end()
+    assert link.drain() == [(RETURNED, 9, b"said before")]
+    assert link.lost
+
+
+def test_draining_does_not_wait_for_a_grandchild_that_holds_the_other_side(pair: Pair) -> None:
+    link, peer = pair
+    peer.sock.sendall(encode(RETURNED, 1, b"one"))
+    with socket.socket(fileno=os.dup(peer.sock.fileno())):
+        peer.end()
+        assert link.drain() == [(RETURNED, 1, b"one")]
+        assert not link.lost
+
+
+def test_draining_goes_on_while_a_large_message_is_under_way(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, peer = pair
+    monkeypatch.setattr(link, "read", lambda: Link.read(link, 1))  # so that one time it brings no whole message
+    peer.sock.sendall(encode(RETURNED, 1, b"x" * 150_000))
+    with socket.socket(fileno=os.dup(peer.sock.fileno())):  # and no end of file says that there is more
+        peer.end()
+        assert [len(payload) for _, _, payload in link.drain()] == [150_000]
+
+
+def test_sending_to_who_has_ended_is_no_error_and_hides_nothing(pair: Pair) -> None:
+    link, peer = pair
+    peer.sock.sendall(encode(RETURNED, 1, b"last words"))
+    peer.end()
+    link.send_tasks([plain(2, b"x" * 100_000), plain(3, b"")])
+    link.control(RECALL, 3)
+    assert not link.wants_write
+    assert link.drain() == [(RETURNED, 1, b"last words")]
+
+
+def test_who_reads_no_more_can_still_speak(pair: Pair) -> None:
+    link, peer = pair
+    peer.sock.shutdown(socket.SHUT_RD)  # it retires
+    link.send_tasks([plain(1, b"too late")])
+    assert not link.wants_write
+    assert not link.lost
+    peer.sock.sendall(encode(RETURNED, 7, b"still here"))
+    assert link.read() == [(RETURNED, 7, b"still here")]
+
+
+def test_control_has_a_channel_of_its_own_and_never_blocks(pair: Pair) -> None:
+    link, peer = pair
+    link.control(RECALL, 5)
+    assert Decoder().feed(peer.control.recv(1000)) == [(RECALL, 5, b"")]
+    assert peer.read() == []
+    for number in range(20_000):  # a stopped worker's buffer is full long before
+        link.control(RECALL, number)
+
+
+def test_the_board_and_the_stacks_are_shared(pair: Pair) -> None:
+    link, peer = pair
+    assert (link.running(), link.watermark(), link.stacks()) == ([], 0, "")
+    assert os.fstat(peer.board).st_size == board_size(3)
+    board = Board(peer.board, 3)
+    board.set_ident(2, 99)
+    board.begin(2, 41, 2.5)
+    os.write(peer.stacks, b"Fatal Python error: \xff\n")
+    [slot] = link.running()
+    assert (slot.thread, slot.seq, slot.start, slot.ident) == (2, 41, 2.5, 99)
+    assert link.watermark() == 41
+    assert link.stacks() == "Fatal Python error: \ufffd\n"
+    os.write(peer.stacks, b"more")
+    assert link.stacks().endswith("more")
+    board.close()

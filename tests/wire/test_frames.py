@@ -1,0 +1,97 @@
+"""Whatever the pieces in which bytes arrive, messages come out whole and in order."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from mpms.wire.frames import HEADER, Decoder, Message, encode
+
+numbers = st.integers(0, 2**64 - 1)
+messages = st.lists(st.tuples(st.integers(0, 255), numbers, st.binary(max_size=60)), max_size=20)
+
+
+@st.composite
+def torn(draw: st.DrawFn) -> tuple[list[Message], list[bytes]]:
+    """Messages, and their bytes in pieces; some of them are empty."""
+    given = draw(messages)
+    stream = b"".join(encode(*message) for message in given)
+    cuts = sorted(draw(st.lists(st.integers(0, len(stream)), max_size=30)))
+    edges = [0, *cuts, len(stream)]
+    return given, [stream[a:b] for a, b in pairwise(edges)]
+
+
+@given(torn())
+def test_messages_come_out_whole_and_in_order(case: tuple[list[Message], list[bytes]]) -> None:
+    given, pieces = case
+    decoder = Decoder()
+    got: list[Message] = []
+    read = 0
+    ends = _ends(given)
+    for piece in pieces:
+        got += decoder.feed(piece)
+        read += len(piece)
+        assert len(got) == sum(end <= read for end in ends)  # as soon as it is there
+    assert got == given
+    event(f"torn within a message: {any(cut not in ends for cut in _cuts(pieces))}")
+
+
+@given(torn(), st.data())
+def test_a_torn_tail_is_no_error_and_no_message(case: tuple[list[Message], list[bytes]], data: st.DataObject) -> None:
+    given, pieces = case
+    stream = b"".join(pieces)
+    stop = data.draw(st.integers(0, len(stream)))
+    whole = sum(end <= stop for end in _ends(given))
+    assert Decoder().feed(stream[:stop]) == given[:whole]
+
+
+def _ends(given: list[Message]) -> list[int]:
+    """Where each message ends in the stream."""
+    ends, at = [], 0
+    for _, _, payload in given:
+        at += HEADER.size + len(payload)
+        ends.append(at)
+    return ends
+
+
+def _cuts(pieces: list[bytes]) -> list[int]:
+    cuts, at = [], 0
+    for piece in pieces[:-1]:
+        at += len(piece)
+        cuts.append(at)
+    return cuts
+
+
+def test_byte_by_byte() -> None:
+    given = [(1, 2, b"three"), (4, 5, b""), (6, 7, b"8" * 300)]
+    decoder = Decoder()
+    got = [m for byte in b"".join(encode(*m) for m in given) for m in decoder.feed(bytes([byte]))]
+    assert got == given
+
+
+def test_payloads_are_bytes_of_their_own() -> None:
+    [(_, _, payload)] = Decoder().feed(encode(1, 1, b"payload"))
+    assert type(payload) is bytes
+
+
+@pytest.mark.parametrize(
+    ("length", "wanted"), [(100, 1 << 16), (1 << 16, 1 << 16), (200_000, 200_000), (20_000_000, 1 << 20)]
+)
+def test_more_is_wanted_while_a_large_message_is_under_way(length: int, wanted: int) -> None:
+    decoder = Decoder()
+    assert decoder.wanted == 1 << 16
+    stream = encode(1, 1, bytes(length))
+    assert decoder.feed(stream[: HEADER.size]) == []
+    assert decoder.wanted == wanted
+    at = HEADER.size
+    while at < len(stream):
+        size = decoder.wanted
+        missing = len(stream) - at
+        assert size == min(max(missing, 1 << 16), 1 << 20)
+        got = decoder.feed(stream[at : at + size])
+        at += size
+    assert [len(payload) for _, _, payload in got] == [length]
+    assert decoder.wanted == 1 << 16

@@ -1,0 +1,305 @@
+"""What can travel does, by value where it must; what can't is said by an error that always can."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import multiprocessing.context
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpms import errors
+from mpms.ids import TaskId
+from mpms.wire.pickling import dump, dump_error, dump_for_child, load, load_error, unsendable
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(values | st.just("the word __main__ in a text"))
+def test_plain_values_come_back(value: Any) -> None:
+    assert load(dump(value)) == value
+
+
+def test_lambdas_and_local_classes_go_by_cloudpickle() -> None:
+    class Local:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    offset = 2
+    function, value = load(dump((lambda x: x + offset, Local(3))))
+    assert function(40) == 42
+    assert value.number == 3
+
+
+def test_what_is_defined_in_main_goes_by_value(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from mpms.wire.pickling import dump\n"
+        "class Point:\n"
+        "    x = 1\n"
+        "    def double(self): return self.x * 2\n"
+        "point = Point()\n"
+        "point.x = 21\n"
+        "sys.stdout.buffer.write(dump((point, Point)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, check=True, timeout=60)
+    point, cls = load(done.stdout)
+    assert point.double() == 42
+    assert type(point) is cls
+    assert not hasattr(sys.modules["__main__"], "Point")
+
+
+def test_what_neither_can_pickle_raises() -> None:
+    with pytest.raises(TypeError):
+        dump(threading.Lock())
+
+
+# Errors of mpms
+
+EARLIER = errors.WorkerCrashed("earlier", exitcode=3)
+
+EXAMPLES: dict[str, BaseException] = {
+    "MpmsError": errors.MpmsError("text"),
+    "PoolBroken": errors.PoolBroken("text"),
+    "WorkerCrashed": errors.WorkerCrashed(
+        "text",
+        exitcode=-9,
+        blamed=True,
+        exit_call="a.py:1 in f",
+        age=1.5,
+        done=7,
+        peak_memory=30_000_000,
+        oom_killed=True,
+        task=TaskId(5),
+        arguments="(1)",
+        worker="w",
+        pid=4,
+        stack="File",
+        attempts=(EARLIER,),
+    ),
+    "TaskTimeout": errors.TaskTimeout(
+        "text",
+        timeout=1.5,
+        task=TaskId(5),
+        arguments="(1)",
+        worker="w",
+        pid=4,
+        stack="File",
+        attempts=(EARLIER,),
+    ),
+    "TaskCancelled": errors.TaskCancelled("text", started=True),
+    "RemoteWorkerError": errors.RemoteWorkerError("kind", "detail", "tb"),
+    "RemoteTraceback": errors.RemoteTraceback("tb"),
+    "WorkerGracefulDie": errors.WorkerGracefulDie("text", 2),
+}
+
+
+def test_there_is_an_example_of_every_error_with_every_field() -> None:
+    assert set(EXAMPLES) == set(errors.__all__)
+    for name, error in EXAMPLES.items():
+        own = vars(type(error)).get("__init__")
+        for parameter in inspect.signature(own).parameters.values() if own else ():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                assert getattr(error, parameter.name) != parameter.default, (name, parameter.name)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_error_pickles_with_all_that_it_carries(name: str) -> None:
+    error = EXAMPLES[name]
+    for copy in (pickle.loads(pickle.dumps(error)), load_error(dump_error(error))):
+        assert type(copy) is type(error)
+        assert copy.args == error.args
+        # An exception is equal to itself only: those of earlier attempts are compared by what is in them.
+        assert _comparable(copy) == _comparable(error)
+        assert str(copy) == str(error)
+
+
+def _comparable(error: BaseException) -> dict[str, Any]:
+    values = dict(vars(error))
+    values["attempts"] = [(type(each), each.args, vars(each)) for each in values.get("attempts", ())]
+    return values
+
+
+# Errors of the user
+
+
+class Reduced(Exception):
+    """``how`` is what its ``__reduce__`` returns or raises."""
+
+    def __init__(self, how: Any) -> None:
+        self.how = how
+
+    def __reduce__(self) -> Any:
+        if isinstance(self.how, BaseException):
+            raise self.how
+        return self.how
+
+    def __repr__(self) -> str:
+        return "Reduced(...)"
+
+
+class TwoWords(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+class Unspeakable(Exception):
+    def __reduce__(self) -> Any:
+        raise TypeError("no")
+
+    def __repr__(self) -> str:
+        raise SystemExit("no repr either")
+
+    __str__ = __repr__
+
+
+def _raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_an_error_comes_back_with_its_traceback_as_its_cause() -> None:
+    error = load_error(dump_error(_raised(KeyError("a key"))))
+    assert repr(error) == "KeyError('a key')"
+    assert isinstance(error.__cause__, errors.RemoteTraceback)
+    assert "in _raised" in error.__cause__.tb
+    assert error.__cause__.tb.endswith("KeyError: 'a key'\n")
+
+
+def test_the_chain_of_an_error_is_in_its_traceback() -> None:
+    try:
+        try:
+            {}["inner"]
+        except KeyError as inner:
+            raise ValueError("outer") from inner
+    except ValueError as outer:
+        error = load_error(dump_error(outer))
+    text = str(error.__cause__)
+    assert text.index("KeyError: 'inner'") < text.index("direct cause") < text.index("ValueError: outer")
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (Reduced(ArithmeticError("I stay")), "ArithmeticError: I stay"),
+        (Reduced(SystemExit("I leave")), "SystemExit: I leave"),
+        (Reduced((int, ("x",))), "ValueError: invalid literal"),
+        (Reduced((int, ("7",))), "TypeError: it unpickles to a int"),
+        (TwoWords("one", "two"), "TypeError: "),
+        (ValueError(threading.Lock()), "TypeError: cannot pickle"),
+        (Unspeakable(), "TypeError: no"),
+    ],
+    ids=["raises", "exits", "unloadable", "another type", "arguments", "a lock", "no repr"],
+)
+def test_an_error_that_cannot_travel_is_told_of_by_one_that_can(error: BaseException, problem: str) -> None:
+    loaded = load_error(dump_error(_raised(error)))
+    assert isinstance(loaded, errors.RemoteWorkerError)
+    assert loaded.kind == "mpms_unpickleable_result"
+    assert f"type={type(error).__qualname__}, error={problem}" in loaded.detail
+    assert "in _raised" in str(loaded.tb)
+    if isinstance(error, Unspeakable):
+        assert loaded.detail.endswith("repr=<no repr: SystemExit>")
+
+
+def test_what_is_told_of_a_huge_value_is_short() -> None:
+    error = unsendable("x" * 1_000_000, ValueError("too large"), "t" * 1_000_000)
+    assert len(error.detail) < 10_000
+    assert len(str(error.tb)) < 10_000
+
+
+# For a new process
+
+
+def test_a_thread_local_beside_a_function_travels_empty() -> None:
+    mine = threading.local()
+    mine.number = 1
+    data, descriptors = dump_for_child(lambda: mine)
+    copy = pickle.loads(data)()
+    assert type(copy) is threading.local
+    assert vars(copy) == {}
+    assert descriptors == []
+
+
+class Cache(threading.local):
+    """A subclass is no plain thread-local: how it is copied is its own business."""
+
+    def __reduce__(self) -> Any:
+        return Cache, ()
+
+
+def test_a_subclass_of_thread_local_keeps_its_own_way() -> None:
+    copy = pickle.loads(dump_for_child(Cache())[0])
+    assert type(copy) is Cache
+
+
+def test_a_queue_and_a_lock_of_the_spawn_context_reach_the_new_process() -> None:
+    context = multiprocessing.get_context("spawn")
+    queue, lock = context.Queue(), context.Lock()
+    data, descriptors = dump_for_child((queue, lock, lambda x: x * 2))
+    assert len(descriptors) == 2  # the two ends of the queue's pipe
+    program = (
+        "import pickle, sys\n"
+        "queue, lock, double = pickle.loads(sys.stdin.buffer.read())\n"
+        "with lock: queue.put(double(21))\n"
+        "queue.close(); queue.join_thread()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=data, pass_fds=descriptors, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert queue.get(timeout=10) == 42
+    queue.close()
+    queue.join_thread()
+
+
+@pytest.mark.parametrize("value", [(), threading.Lock()], ids=["fine", "unpicklable"])
+def test_the_context_of_multiprocessing_is_as_it_was(value: object) -> None:
+    try:
+        dump_for_child(value)
+    except TypeError:
+        pass
+    assert multiprocessing.context.get_spawning_popen() is None
+
+
+@pytest.mark.parametrize("kind", ["Lock", "RLock", "Semaphore", "Condition", "Event", "Queue", "SimpleQueue"])
+def test_what_belongs_to_the_fork_context_cannot_be_shipped(kind: str) -> None:
+    thing = getattr(multiprocessing.get_context("fork"), kind)()
+    with pytest.raises(RuntimeError, match="fork"):
+        dump_for_child(lambda: thing)
+    if kind == "Queue":
+        thing.close()
+
+
+def test_errors_travel_as_ever_where_a_library_pickles_exceptions_its_own_way(tmp_path: Path) -> None:
+    pytest.importorskip("tblib")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import tblib.pickling_support\n"
+        "class TwoWords(Exception):\n"
+        "    def __init__(self, one, two): super().__init__(one + two)\n"
+        "tblib.pickling_support.install()\n"
+        "from mpms.wire.pickling import dump_error, load_error\n"
+        "print(load_error(dump_error(SystemExit(3))).code)\n"
+        "print(load_error(dump_error(TwoWords('good', 'bye'))).kind)\n"
+        "try:\n"
+        "    try: raise OSError(lambda: 0)\n"  # doesn't pickle
+        "    except OSError as error: raise KeyError('key') from error\n"
+        "except KeyError as error: print(repr(load_error(dump_error(error))))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == ["3", "mpms_unpickleable_result", "KeyError('key')"]

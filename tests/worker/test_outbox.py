@@ -1,0 +1,329 @@
+"""Nothing that was added is lost, torn or reordered, however little a write takes and whoever writes."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from mpms.testing import FakeClock
+from mpms.wire.frames import Decoder, Message, encode
+from mpms.wire.messages import DUE, RAISED, RESULTS, RETURNED, SMALL, Result
+from mpms.worker import ends, outbox
+from mpms.worker.outbox import LINGER, TEND, Outbox
+
+from ..wire.single import single
+from .conftest import Ends
+
+
+class Reader(threading.Thread):
+    """Reads messages until the end of the stream, in pieces of odd sizes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self.messages: list[Message] = []
+        self._sock = sock
+
+    def run(self) -> None:
+        decoder, chance = Decoder(), random.Random(1)
+        while data := self._sock.recv(chance.choice((1, 100, 5_000, 1 << 16))):
+            self.messages += decoder.feed(data)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The worker's end and the parent's, with the smallest buffer that the system gives."""
+    theirs, ours = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with theirs, ours:
+        yield theirs, ours
+
+
+def _never() -> None:
+    pytest.fail("the main thread was woken")
+
+
+def test_nothing_is_sent_before_a_flush_and_all_of_it_after(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = pair
+    ours.setblocking(False)
+    box = Outbox(theirs.fileno(), _never)
+    box.add(b"one ")
+    box.add(b"two")
+    with pytest.raises(BlockingIOError):
+        ours.recv(100)
+    box.flush()
+    assert ours.recv(100) == b"one two"
+    box.flush()  # nothing there: nothing sent
+    with pytest.raises(BlockingIOError):
+        ours.recv(100)
+
+
+def test_large_messages_go_through_a_small_buffer(pair: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = pair
+    reader = Reader(ours)
+    reader.start()
+    box = Outbox(theirs.fileno(), _never)
+    sent = [(1, number, os.urandom(size)) for number, size in enumerate((0, 3, 70_000, 5_000_000, 1, 65_000))]
+    for message in sent:
+        box.add(encode(*message))
+    box.flush()
+    theirs.shutdown(socket.SHUT_WR)
+    reader.join(60)
+    assert reader.messages == sent
+
+
+def test_what_several_threads_add_is_whole_and_in_their_order(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = pair
+    reader = Reader(ours)
+    reader.start()
+    box = Outbox(theirs.fileno(), lambda: None)
+
+    def write(thread: int) -> None:
+        chance = random.Random(thread)
+        for number in range(400):
+            size = chance.choice((0, 5, 200, 3_000, 40_000 if number % 50 == 0 else 10))
+            box.add(encode(thread, number, bytes([thread]) * size))
+            if chance.random() < 0.5:
+                box.flush()
+        box.flush()
+
+    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    box.flush()
+    theirs.shutdown(socket.SHUT_WR)
+    reader.join(60)
+    by_thread: dict[int, list[int]] = defaultdict(list)
+    for kind, number, payload in reader.messages:
+        assert set(payload) <= {kind}
+        by_thread[kind].append(number)
+    assert by_thread == {thread: list(range(400)) for thread in range(6)}
+
+
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_writes_that_take_a_part_only_lose_nothing(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    # A blocking socket takes all, but for signals; so the system is made to take less.
+    taken = bytearray()
+
+    def write(_: int, data: bytes) -> int:
+        return writev(_, [memoryview(data)])
+
+    def writev(_: int, views: list[memoryview]) -> int:
+        part = b"".join(views)[:most]
+        taken.extend(part)
+        return len(part)
+
+    monkeypatch.setattr(outbox, "os", SimpleNamespace(write=write, writev=writev))
+    box = Outbox(0, _never)
+    small = [bytes([number]) * number for number in range(40)]
+    for part in small:
+        box.add(part)
+    box.flush()
+    assert bytes(taken) == b"".join(small)
+    taken.clear()
+    monkeypatch.setattr(outbox, "_JOIN_MOST", 10)  # now as a vector
+    for part in small:
+        box.add(part)
+    box.flush()
+    assert bytes(taken) == b"".join(small)
+
+
+def test_a_vector_is_no_longer_than_the_kernel_takes(pair: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = pair
+    reader = Reader(ours)
+    reader.start()
+    box = Outbox(theirs.fileno(), _never)
+    for number in range(5_000):  # over 64 KiB, so not joined; over 1,024 parts
+        box.add(encode(1, number, b"x" * 20))
+    box.flush()
+    theirs.shutdown(socket.SHUT_WR)
+    reader.join(60)
+    assert [number for _, number, _ in reader.messages] == list(range(5_000))
+
+
+def test_who_finds_another_one_writing_leaves_it_to_him(monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    taken: list[bytes] = []
+
+    def write(_: int, data: bytes) -> int:
+        writing.set()
+        assert go_on.wait(60)
+        taken.append(data)
+        return len(data)
+
+    monkeypatch.setattr(outbox, "os", SimpleNamespace(write=write))
+    box = Outbox(0, _never)
+    box.add(b"first")
+    writer = threading.Thread(target=box.flush)
+    writer.start()
+    assert writing.wait(60)
+    box.add(b"second")
+    box.flush()  # returns at once, though the socket is full
+    assert taken == []
+    go_on.set()
+    writer.join(60)
+    assert taken == [b"first", b"second"]
+
+
+# Lingering
+
+
+class Lingering:
+    """An outbox on a fake clock, and what became of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = FakeClock()
+        self.taken: list[bytes] = []
+        self.woken = 0
+        monkeypatch.setattr(outbox, "monotonic", self.clock)
+        monkeypatch.setattr(outbox, "os", SimpleNamespace(write=self._write))
+        self.box = Outbox(0, self._wake)
+
+    def _write(self, _: int, data: bytes) -> int:
+        self.taken.append(b"".join(payload for _, _, payload in single(Decoder().feed(data))))
+        return len(data)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> Lingering:
+    return Lingering(monkeypatch)
+
+
+def test_a_young_result_waits_for_company_and_the_main_thread_hears_of_it_once(lingering: Lingering) -> None:
+    box = lingering.box
+    box.add_result(1, RETURNED, b"a")
+    box.flush_if_old()
+    assert (lingering.taken, lingering.woken) == ([], 1)
+    lingering.clock.advance(LINGER / 2)
+    box.add_result(1, RETURNED, b"b")
+    box.flush_if_old()
+    assert (lingering.taken, lingering.woken) == ([], 1)
+    lingering.clock.advance(LINGER / 2 + 1e-9)
+    box.add_result(1, RETURNED, b"c")
+    box.flush_if_old()  # the oldest is old by now
+    assert (lingering.taken, lingering.woken) == ([b"abc"], 1)
+
+
+def test_the_main_thread_sends_what_a_thread_left_behind(lingering: Lingering) -> None:
+    box = lingering.box
+    box.add_result(1, RETURNED, b"left behind")
+    box.flush_if_old()
+    assert lingering.woken == 1
+    assert box.tend() == TEND  # not yet: look again
+    assert lingering.taken == []
+    lingering.clock.advance(TEND + 1e-9)
+    assert box.tend() == TEND
+    assert lingering.taken == [b"left behind"]
+    assert box.tend() is None  # nothing there: not before a wake-up
+    box.add_result(1, RETURNED, b"next")
+    box.flush_if_old()
+    assert lingering.woken == 2
+
+
+def test_the_main_thread_is_not_woken_while_it_tends(lingering: Lingering) -> None:
+    box = lingering.box
+    for _ in range(3):
+        box.add_result(1, RETURNED, b"x")
+        box.flush_if_old()
+        assert box.tend() == TEND
+    assert lingering.woken == 1
+
+
+def test_a_result_that_is_added_while_the_main_thread_goes_to_sleep_is_tended(lingering: Lingering) -> None:
+    # The race: it finds nothing; a thread adds, and wakes nobody, for it is tended; then it would sleep.
+    box = lingering.box
+
+    class Lying(deque[Result]):
+        looks = 0
+
+        def __bool__(self) -> bool:
+            self.looks += 1
+            if self.looks == 1:
+                self.append((1, RETURNED, b"just added"))
+                return False
+            return len(self) > 0
+
+    box._tended = True
+    box._results = Lying()
+    assert box.tend() == TEND
+    lingering.clock.advance(TEND + 1e-9)
+    assert box.tend() == TEND
+    assert lingering.taken == [b"just added"]
+
+
+# Results
+
+
+def test_results_go_together_and_large_ones_alone_in_their_order_before_the_rest(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = pair
+    reader = Reader(ours)
+    reader.start()
+    box = Outbox(theirs.fileno(), _never)
+    box.add(encode(DUE, 1))
+    sizes = [0, 10, SMALL, SMALL + 1, 3, 100_000]
+    sent = [(RETURNED if seq % 2 else RAISED, seq, bytes([seq]) * size) for seq, size in enumerate(sizes, 1)]
+    for kind, seq, payload in sent:
+        box.add_result(seq, kind, payload)
+    box.flush()
+    theirs.shutdown(socket.SHUT_WR)
+    reader.join(60)
+    assert [kind for kind, _, _ in reader.messages] == [RESULTS, RAISED, RAISED, DUE]
+    assert sorted(single(reader.messages)) == sorted([*sent, (DUE, 1, b"")])
+
+
+def test_many_results_are_sent_though_one_message_does_not_take_them_all(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    theirs, ours = pair
+    reader = Reader(ours)
+    reader.start()
+    box = Outbox(theirs.fileno(), _never)
+    for seq in range(1_000):
+        box.add_result(seq, RETURNED, b"x" * (5_000 if seq % 3 == 0 else 5))
+    box.flush()
+    theirs.shutdown(socket.SHUT_WR)
+    reader.join(60)
+    assert sorted(seq for _, seq, _ in single(reader.messages)) == list(range(1_000))
+
+
+# Ends
+
+
+def test_a_parent_that_is_gone_ends_the_worker(pair: tuple[socket.socket, socket.socket], worker_ends: Ends) -> None:
+    theirs, ours = pair
+    ours.close()
+    box = Outbox(theirs.fileno(), _never)
+    box.add(b"nobody hears it")
+    with pytest.raises(SystemExit):
+        box.flush()
+    assert worker_ends.take() == [("parent_gone",)]
+
+
+def test_a_descriptor_that_a_task_has_closed_ends_the_worker(worker_ends: Ends) -> None:
+    theirs, ours = socket.socketpair()
+    ours.close()
+    box = Outbox(theirs.detach(), _never)
+    os.close(box._fd)
+    box.add(b"where to?")
+    with pytest.raises(SystemExit):
+        box.flush()
+    [(name, code, text)] = worker_ends.take()
+    assert (name, code) == ("die", ends.LOST_DESCRIPTORS)
+    assert "can't write to its socket" in text

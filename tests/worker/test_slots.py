@@ -1,0 +1,296 @@
+"""The threads of a worker, over a real socket, in this process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import select
+import socket
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from mpms import RemoteWorkerError, WorkerGracefulDie
+from mpms.wire.frames import encode
+from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
+from mpms.wire.pickling import load_error
+from mpms.worker import ends
+from mpms.worker import slots as slots_module
+
+from .conftest import Ends
+from .stage import PATIENCE, Held, NewStage, values
+
+# Running
+
+
+def test_it_is_ready_when_the_last_thread_is_initialised(stage: NewStage) -> None:
+    turns = threading.Semaphore(0)
+    slots = stage(abs, threads=3, thread_initializer=(turns.acquire, ()))
+    assert not select.select([slots._ours], [], [], 0.02)[0]
+    turns.release(3)
+    slots.ready()
+    slots.send(1)
+    assert slots.next()[:2] == (RETURNED, 1)
+
+
+def test_tasks_are_taken_first_in_first_out(stage: NewStage) -> None:
+    seen: list[int] = []
+    slots = stage(seen.append).ready()
+    slots.send(*range(1, 20))
+    for seq in range(20, 40):
+        slots.send(seq)
+    got = slots.collect(RETURNED, 39)
+    assert [seq for _, seq, _ in got] == list(range(1, 40))
+    assert seen == list(range(1, 40))
+
+
+def test_several_threads_share_a_frame_and_the_watermark_is_exact(stage: NewStage) -> None:
+    held = Held()
+    slots = stage(held, threads=3).ready()
+    slots.send(*range(1, 8))
+    held.wait_for(1, 2, 3)
+    assert slots.board.watermark() == 3
+    running = slots.board.running()
+    assert sorted(slot.seq for slot in running) == [1, 2, 3]
+    assert {slot.ident for slot in running} == {thread.ident for thread in slots.threads}
+    held.let_go(2)
+    held.wait_for(4)
+    assert sorted(held.began) == [1, 2, 3, 4]
+    assert slots.board.watermark() == 4
+    assert slots.board.done() == 1
+    held.let_go(*range(1, 8))
+    assert values(slots.collect(RETURNED, 7)) == {seq: seq for seq in range(1, 8)}
+    assert slots.board.running() == []
+    assert slots.board.watermark() == 7
+
+
+def test_arguments_that_cannot_be_unpickled_are_that_tasks_outcome(stage: NewStage) -> None:
+    slots = stage(abs).ready()
+    slots.send_raw(encode(TASK, 1, b"no pickle"))
+    slots.send(2)
+    kind, seq, payload = slots.next()
+    assert (kind, seq) == (RAISED, 1)
+    assert isinstance(load_error(payload), pickle.UnpicklingError)
+    assert slots.next()[:2] == (RETURNED, 2)
+
+
+def test_a_value_that_cannot_be_pickled_is_told_of(stage: NewStage) -> None:
+    slots = stage(lambda _: threading.Lock()).ready()
+    slots.send(1)
+    kind, _, payload = slots.next()
+    assert kind == RAISED
+    assert isinstance(load_error(payload), RemoteWorkerError)
+
+
+def test_an_exit_is_an_outcome_and_the_thread_lives(stage: NewStage) -> None:
+    def leave(number: int) -> None:
+        raise SystemExit(number)
+
+    slots = stage(leave).ready()
+    slots.send(1, 2)
+    assert [kind for kind, _, _ in slots.collect(RAISED, 2)] == [RAISED, RAISED]
+
+
+# Recall
+
+
+def test_what_was_not_taken_is_given_back_and_never_run(stage: NewStage) -> None:
+    held = Held()
+    slots = stage(held).ready()
+    slots.send(1, 2, 3)  # taken, and behind it
+    held.wait_for(1)
+    slots.send(4, 5)  # still in the socket: nobody reads
+    slots.slots.recall(5)
+    assert slots.next()[:2] == (GIVEN_BACK, 2)
+    slots.send(6, 7)
+    held.let_go(*range(1, 8))
+    assert list(values(slots.collect(RETURNED, 3))) == [1, 6, 7]
+    assert held.began == [1, 6, 7]
+
+
+def test_a_recall_that_comes_too_late_gives_back_nothing(stage: NewStage) -> None:
+    slots = stage(abs).ready()
+    slots.send(1, 2)
+    slots.collect(RETURNED, 2)
+    slots.slots.recall(2)
+    assert slots.next()[:2] == (GIVEN_BACK, 3)
+    slots.send(3)
+    assert slots.next()[:2] == (RETURNED, 3)
+
+
+def test_recalls_may_follow_each_other(stage: NewStage) -> None:
+    held = Held()
+    slots = stage(held).ready()
+    slots.send(1)
+    held.wait_for(1)
+    for upto in (4, 7, 10):
+        slots.send(*range(upto - 2, upto + 1))
+        slots.slots.recall(upto)
+        assert slots.next()[:2] == (GIVEN_BACK, 2)
+    slots.send(11)
+    held.let_go(1, *range(2, 12))
+    slots.collect(RETURNED, 2)
+    assert held.began == [1, 11]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_every_task_either_runs_or_is_given_back(stage: NewStage, threads: int) -> None:
+    """Recalls at random moments: what was given back has not run, and everything else has."""
+    ran: list[int] = []
+    slots = stage(ran.append, threads=threads).ready()
+    chance = random.Random(threads)
+    open_, back, done, last = set[int](), set[int](), set[int](), 0
+    for _ in range(300):
+        seqs = range(last + 1, last + 1 + chance.randint(1, 12))
+        last = seqs[-1]
+        open_ |= set(seqs)
+        slots.send(*seqs)
+        if chance.random() < 0.5:
+            slots.slots.recall(last)
+            got = slots.collect(GIVEN_BACK)
+            done |= {seq for kind, seq, _ in got if kind == RETURNED}
+            floor = got[-1][1]
+            back |= {seq for seq in open_ - done if seq >= floor}
+            open_ -= back
+    while not open_ <= done:
+        done.add(slots.next()[1])
+    assert done == open_
+    assert Counter(ran) == Counter(done)
+    assert done.isdisjoint(back)
+    assert back, "no recall came in time"
+
+
+# Retirement
+
+
+def test_who_retires_gives_back_what_was_not_taken_and_finishes_what_was(stage: NewStage) -> None:
+    held = Held()
+    finalized: list[str] = []
+    slots = stage(
+        held, threads=2, thread_finalizer=(lambda: finalized.append(threading.current_thread().name), ())
+    ).ready()
+    slots.send(1, 2, 3, 4)
+    held.wait_for(1, 2)
+    slots.send(5)
+    slots.slots.retire()
+    assert slots.next()[:2] == (GIVEN_BACK, 3)
+    assert not slots.slots.ended
+    held.let_go(*range(1, 6))
+    assert sorted(values(slots.collect(RETURNED, 2))) == [1, 2]
+    assert slots.woken.wait(PATIENCE)
+    assert slots.slots.ended
+    assert sorted(held.began) == [1, 2]
+    assert sorted(finalized) == ["stage#t1", "stage#t2"]
+
+
+def test_tasks_that_are_read_while_it_retires_are_not_run(stage: NewStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The race: the leader has read them already, and the main thread gives them back before they are in the deque.
+    held = Held(2, 3, 4)
+    slots = stage(held, threads=2).ready()
+    slots.send(1)
+    held.wait_for(1)
+
+    def read(fd: int, size: int) -> bytes:
+        data = os.read(fd, size)
+        slots.slots.retire()
+        return data
+
+    monkeypatch.setattr(slots_module, "os", SimpleNamespace(read=read, dup=os.dup))
+    # It may be one read late: the leader is in the real one by now.
+    slots.send(2)
+    assert slots.next()[:2] in {(RETURNED, 2), (GIVEN_BACK, 2)}
+    if 2 in held.began:
+        slots.send(3, 4)
+        assert slots.next()[:2] == (GIVEN_BACK, 3)
+    held.let_go(1)
+    assert slots.next()[:2] == (RETURNED, 1)
+    assert slots.woken.wait(PATIENCE)
+    assert set(held.began) <= {1, 2}
+
+
+def test_idle_threads_retire_at_once(stage: NewStage) -> None:
+    slots = stage(abs, threads=5).ready()
+    slots.slots.retire()
+    assert slots.next()[:2] == (GIVEN_BACK, 1)
+    assert slots.woken.wait(PATIENCE)
+    slots.slots.retire()  # again
+    assert slots.next()[:2] == (GIVEN_BACK, 1)
+
+
+def test_a_finalizer_that_fails_does_not_keep_the_end_from_coming(
+    stage: NewStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ValueError("late")
+
+    slots = stage(abs, thread_finalizer=(fail, ())).ready()
+    slots.slots.retire()
+    assert slots.woken.wait(PATIENCE)
+    assert "stage#t1: its finalizer failed" in caplog.text
+
+
+# Rotation
+
+
+def test_no_thread_runs_more_than_its_share_and_each_says_when_it_is_through(stage: NewStage) -> None:
+    by_thread: Counter[int] = Counter()
+    slots = stage(lambda _: by_thread.update([threading.get_ident()]), threads=2, lifecycle=3).ready()
+    slots.send(*range(1, 9))
+    got = slots.collect(DUE, 2)
+    assert [number for kind, number, _ in got if kind == DUE] == [1, 0]
+    slots.join()
+    assert sorted(by_thread.values()) == [3, 3]
+    slots.slots.retire()  # it is the parent's to say, and then the rest comes back
+    rest = slots.collect(GIVEN_BACK)
+    assert rest[-1][:2] == (GIVEN_BACK, 7)
+    assert sorted(seq for kind, seq, _ in [*got, *rest] if kind == RETURNED) == list(range(1, 7))
+
+
+def test_a_result_that_asks_for_the_end_gives_back_the_rest_and_then_says_so(stage: NewStage) -> None:
+    held = Held()
+
+    def work(number: int) -> int:
+        if number == 2:
+            raise WorkerGracefulDie("enough")
+        return held(number)
+
+    slots = stage(work, threads=2, die_exceptions=(WorkerGracefulDie,))
+    slots.ready()
+    slots.send(1)
+    held.wait_for(1)
+    slots.send(2, 3, 4)
+    got = slots.collect(DYING)
+    kinds = [(kind, seq) for kind, seq, _ in got]
+    assert kinds == [(RAISED, 2), (GIVEN_BACK, 3), (DYING, 0)]
+    assert repr(load_error(got[0][2])) == "WorkerGracefulDie('enough')"
+    held.let_go(1)
+    assert slots.next()[:2] == (RETURNED, 1)
+    assert slots.woken.wait(PATIENCE)
+    assert held.began == [1]
+
+
+# Ends that are not orderly
+
+
+def test_an_initializer_that_fails_is_reported_and_ends_the_process(stage: NewStage, worker_ends: Ends) -> None:
+    def fail() -> None:
+        raise ValueError("no licence")
+
+    slots = stage(abs, threads=1, thread_initializer=(fail, ()))
+    kind, _, payload = slots.next()
+    slots.join()
+    assert kind == START_FAILED
+    error = load_error(payload)
+    assert repr(error) == "ValueError('no licence')"
+    assert "in fail" in str(error.__cause__)
+    assert worker_ends.take() == [("real_exit", ends.START_FAILED)]
+
+
+def test_the_end_of_the_parent_ends_the_process(stage: NewStage, worker_ends: Ends) -> None:
+    slots = stage(abs).ready()
+    slots._ours.shutdown(socket.SHUT_WR)
+    slots.join()
+    assert worker_ends.take() == [("parent_gone",)]
