@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -113,8 +113,11 @@ Delivered: TypeAlias = tuple[TaskId, tuple[Any, ...], Mapping[str, Any], Outcome
 class Sink(Protocol):
     """Where an engine delivers outcomes: called from one thread, the engine's delivery thread, never two at once."""
 
-    def deliver(self, outcomes: Sequence[Delivered]) -> None:
-        """Take a batch. May call the user's code and be slow; an exception that it lets out is logged."""
+    def deliver(self, outcomes: Iterable[Delivered]) -> None:
+        """Take a batch. May call the user's code and be slow; an exception that it lets out is logged.
+
+        A task is pending until its outcome is taken out of ``outcomes``, which unpickles it: hold no lock meanwhile.
+        """
         ...
 
     def end(self) -> None:

@@ -433,6 +433,24 @@ def test_counts_length_and_running_tasks_follow_the_tasks(method: str, stage: St
     assert bool(pool)
 
 
+def test_a_collector_that_finds_no_task_left_has_the_last_one(method: str, stage: Stage) -> None:
+    """Though the results come all at once: those that wait for the collector are left."""
+    left: list[int] = []
+    held = threading.Event()
+
+    def collector(meta: Any, result: Any) -> None:
+        if result == 0:
+            held.wait(30)
+        left.append(len(meta.mpms.running_tasks))
+
+    with MPMS(abs, collector, processes=1, threads=1, task_queue_maxsize=1000, start_method=method) as pool:
+        for number in range(1000):
+            pool.put(number)
+        assert _becomes(lambda: pool.stats().done == 1000)
+        held.set()
+    assert left == list(range(999, -1, -1))
+
+
 def test_finish_count_counts_the_result_that_the_collector_has_in_hand(method: str) -> None:
     counts: list[int] = []
     with MPMS(abs, lambda meta, result: counts.append(meta.mpms.finish_count), 1, 1, start_method=method) as pool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,12 +49,13 @@ class Recorder:
         self.ends = 0
         self._then = then
 
-    def deliver(self, outcomes: Sequence[Delivered]) -> None:
+    def deliver(self, outcomes: Iterable[Delivered]) -> None:
         assert not self.ends
         self.threads.add(threading.get_ident())
-        self.delivered.extend(outcomes)
+        batch = list(outcomes)
+        self.delivered += batch
         if self._then is not None:
-            self._then(outcomes)
+            self._then(batch)
 
     def end(self) -> None:
         self.threads.add(threading.get_ident())

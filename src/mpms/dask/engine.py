@@ -187,7 +187,8 @@ class ClusterEngine:
 
     @property
     def submitted(self) -> int:
-        return self._last - self._ticketed
+        with self._changed:  # the two go together
+            return self._last - self._ticketed
 
     @property
     def broken(self) -> BaseException | None:

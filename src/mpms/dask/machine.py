@@ -11,7 +11,7 @@ import asyncio
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
@@ -212,7 +212,7 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
 
     # The pool's sink: all tasks have tickets
 
-    def deliver(self, outcomes: Sequence[Delivered]) -> None:
+    def deliver(self, outcomes: Iterable[Delivered]) -> None:
         pass
 
     def end(self) -> None:

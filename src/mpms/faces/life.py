@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from ..engine import Delivered, Engine
 from .bulk import Bulk
@@ -28,7 +28,7 @@ class Life:
         self._shut = False
         self._feeds: set[Bulk] = set()
 
-    def deliver(self, outcomes: Sequence[Delivered]) -> None:
+    def deliver(self, outcomes: Iterable[Delivered]) -> None:
         pass
 
     def end(self) -> None:

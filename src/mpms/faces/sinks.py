@@ -6,7 +6,7 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..engine import Delivered
@@ -35,7 +35,7 @@ class CollectorSink:
         self._meta = meta
         self.count = 0
 
-    def deliver(self, outcomes: Sequence[Delivered]) -> None:
+    def deliver(self, outcomes: Iterable[Delivered]) -> None:
         meta = self._meta
         for task, args, kwargs, outcome in outcomes:
             meta.taskid, meta.args, meta.kwargs = task, args, kwargs
@@ -73,10 +73,11 @@ class IteratorSink:
         self.count = 0
         self._warn_at = _BACKLOG
 
-    def deliver(self, outcomes: Sequence[Delivered]) -> None:
+    def deliver(self, outcomes: Iterable[Delivered]) -> None:
+        batch = list(outcomes)  # not under the lock
         with self._arrived:
-            self._outcomes.extend(outcomes)
-            self.count += len(outcomes)
+            self._outcomes.extend(batch)
+            self.count += len(batch)
             self._notify()
         if len(self._outcomes) >= self._warn_at:
             self._warn_at *= 2

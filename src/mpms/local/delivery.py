@@ -9,7 +9,7 @@ import logging
 import queue
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ..engine import Delivered, Sink, Ticket
@@ -48,6 +48,7 @@ class Delivery:
         self._delivered = delivered
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._earlier: dict[TaskId, list[Maker]] = {}  # how earlier attempts ended; of the few that were retried
+        self._count = 0
         self._name = name
         self.thread = self._new_thread()
 
@@ -82,26 +83,32 @@ class Delivery:
                 self._sink.end()
                 return
             deliver()
+            del deliver  # with all that is in it, while nothing comes
 
     def _deliver(self, outcomes: Iterable[tuple[TaskId, Outcome]]) -> None:
-        batch, count = list[Delivered](), 0
+        before = self._count
+        # Each is taken out when its turn comes: a collector that finds no tasks left has the last one in hand.
+        batch = self._take_out(outcomes)
+        try:
+            self._sink.deliver(batch)
+        except BaseException:  # the user's; SystemExit in a collector is no reason to lose the rest
+            _LOGGER.exception("mpms: the delivery of outcomes failed")
+        for _ in batch:  # what it has not taken
+            pass
+        self._delivered(self._count - before)
+
+    def _take_out(self, outcomes: Iterable[tuple[TaskId, Outcome]]) -> Iterator[Delivered]:
         for task, outcome in outcomes:
             if self._earlier:
                 self._add_attempts(task, outcome)
             record = self._records.pop(task, None)
             if record is None:
                 continue
-            count += 1
+            self._count += 1
             if record[5] is None:
-                batch.append((task, record[2], record[3], outcome))
+                yield task, record[2], record[3], outcome
             else:
                 self._settle(record[5], outcome)
-        try:
-            if batch:
-                self._sink.deliver(batch)
-        except BaseException:  # the user's; SystemExit in a collector is no reason to lose the rest
-            _LOGGER.exception("mpms: the delivery of %d outcomes failed", len(batch))
-        self._delivered(count)
 
     def _settle(self, ticket: Ticket, outcome: Outcome) -> None:
         try:

@@ -273,7 +273,8 @@ class LocalEngine:
 
     @property
     def submitted(self) -> int:
-        return self._last - self._ticketed
+        with self._lock:  # the two go together
+            return self._last - self._ticketed
 
     @property
     def broken(self) -> BaseException | None:
