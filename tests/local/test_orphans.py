@@ -121,7 +121,6 @@ def test_nobody_is_left_when_the_parent_is_killed_while_it_starts(any_method: st
         assert script.left_after(promised(SECOND)) == []
 
 
-@pytest.mark.alone
 def test_nobody_is_left_when_the_parent_is_killed_among_births(any_method: str) -> None:
     """Workers die and are born all the time when it happens."""
     code = """
