@@ -19,6 +19,7 @@ from mpms.core.messages import (
     Kill,
     LinkLost,
     LostCause,
+    ReadBoard,
     Recall,
     ResultsArrived,
     Retire,
@@ -628,3 +629,19 @@ def test_a_result_of_a_task_that_was_dropped_is_late() -> None:
     pool.happens(ResultsArrived(W1, [Seq(1)]), WorkerReady(W1))
     assert pool.verdicts() == {1: Withdrawn()}
     assert pool.settled() == []
+
+
+def test_a_worker_that_was_stopped_before_it_gave_back_what_is_not_wanted_is_replaced() -> None:
+    """It holds nothing, and while it owes an answer it is sent nothing."""
+    pool = pool_at_work(1, processes=1, threads=1, task_timeout=10.0)
+    pool.happens(cancel(1))
+    pool.finishes(1, 1)
+    pool.submits(1)
+    assert pool.held(1) == []
+    for _ in range(2):
+        assert pool.wakes() == [ReadBoard(W1)]
+        pool.happens(board(1))
+    assert pool.kills() == [(W1, "unresponsive")]
+    pool.happens(exited(1))
+    pool.up()
+    assert pool.given() == [1, 2]

@@ -350,6 +350,10 @@ class PoolMachine:
             self._out.append(DumpStacks(worker.id))
             self._retire(worker, now + max(self.limits.grace, policy.DUMP_SECONDS))
         waiting = next((seq for seq in worker.sent if seq not in running), None)
+        if not worker.sent and worker.recalling and self.limits.running_limit is not None:
+            # It has nothing, and gets nothing until it answers.
+            waiting = Seq(0)
+            checks.append(now + self.limits.running_limit)
         worker.check_at = min(checks, default=None)
         # Tasks, and nothing runs, at two looks in a row: a process that was stopped before it had read them.
         if waiting is None or running:
