@@ -181,6 +181,7 @@ class World:
         self.results: set[Seq] = set()  # a worker has it, or the pool
         self.outcomes: dict[TaskId, str] = {}
         self.answers: list[Event] = []  # of the shell, to be told next
+        self.coming: Sequence[Event] = ()  # what is to be told right after that
         self.stopped: Stopped | None = None
         self.cursed = False  # no worker comes up any more
         self.happens()
@@ -191,8 +192,9 @@ class World:
         told, self.answers = self.answers, []
         if told and any(isinstance(one, WorkerExited) for one in events):
             # Apart, since what an end means depends on what the board said before: see `_foresee_end`.
+            self.coming = events
             self._step(told)
-            told = []
+            self.coming, told = (), []
         self._step([*told, *events])
 
     def _step(self, told: Sequence[Event]) -> None:
@@ -617,7 +619,10 @@ class World:
         for task in self.asked:
             holders = [w.id for w in self.machine.fleet.workers.values() if task in w.sent.values()]
             assert holders, f"nobody is asked about task {task}, that is to be cancelled"
-            assert all(self._process(worker).owes_an_answer for worker in holders), "nothing is asked of the worker"
+            answered = {event.worker for event in self.coming if isinstance(event, TasksReturned)}
+            assert all(worker in answered or self._process(worker).owes_an_answer for worker in holders), (
+                "nothing is asked of the worker"
+            )
 
     def _check_places(self) -> None:
         machine = self.machine

@@ -51,6 +51,9 @@ class Suite:
             ):
                 if hasattr(module, name):
                     setattr(module, name, ours)
+            if hasattr(module, "threading_helper"):
+                # In Python 3.10 it waits for seconds for threads of pytest's. For ours there is conftest.py.
+                module.threading_helper.threading_cleanup = lambda *_: None
 
     def __getattr__(self, name: str) -> Any:
         """What has this name in one of the modules."""

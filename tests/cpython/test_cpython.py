@@ -37,6 +37,7 @@ else:
                     if (_difference and _method in _difference.only) or (_test in SLOW and not ALL):
                         setattr(_case, _test, None)  # so it is not collected
                 globals()[f"Test{_case.__name__}"] = _case
+    del _case  # else the last one is collected by this name, too
 
     def test_every_class_of_the_suite_is_accounted_for() -> None:
         assert suite is not None

@@ -347,7 +347,7 @@ def test_a_timeout_counts_from_the_call(executor: Executor, stage: Stage, chunks
         )
         if chunksize in (1, "auto"):
             assert [next(values) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError):
             [*values]
     assert watch.seconds < PATIENCE
     stage.open()
@@ -361,7 +361,7 @@ def test_a_timeout_of_0_takes_what_is_there(executor: Executor, stage: Stage) ->
 
 def test_after_a_timeout_what_has_not_started_is_cancelled(single: Executor, stage: Stage) -> None:
     values = single.map(lambda item: (stage.wait(), stage.note(item)), range(100), timeout=0.2, chunksize=1)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(concurrent.futures.TimeoutError):
         next(values)
     stage.open()
     single.shutdown()

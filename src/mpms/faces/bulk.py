@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -258,7 +259,8 @@ class Bulk:
     # Who iterates
 
     def values(self, *, raise_errors: bool = True, until: float | None = None) -> Iterator[Any]:
-        """The value of each item, in the order of the source. Raises ``TimeoutError`` after ``until``."""
+        """The value of each item, in the order of the source. Raises
+        ``concurrent.futures.TimeoutError`` after ``until``."""
         place = 0
         try:
             while (piece := self._take(place, until)) is not None:
@@ -315,7 +317,7 @@ class Bulk:
                     break
                 left = None if until is None else until - monotonic()
                 if left is not None and left <= 0:
-                    raise TimeoutError
+                    raise concurrent.futures.TimeoutError  # up to Python 3.10 it isn't the built-in one
                 self._changed.wait(left)
         if self._problem is not None:
             raise self._problem

@@ -199,7 +199,8 @@ class Executor(Calls, concurrent.futures.Executor):
         measured. Each has an outcome of its own in any case: one that raises, or ends its worker, doesn't take along
         those of its chunk that had not started.
 
-        Raises ``TimeoutError`` in the iteration when a result isn't there ``timeout`` seconds after this call.
+        Raises ``concurrent.futures.TimeoutError`` in the iteration when a result isn't there ``timeout`` seconds after
+        this call.
         """
         until = None if timeout is None else monotonic() + timeout
         _check_callable(fn)
