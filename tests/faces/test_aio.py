@@ -495,6 +495,32 @@ def test_being_cancelled_while_leaving_stops_at_once(aio: Any, method: str, stag
     assert pool.unfinished() == [((), {})]
 
 
+def test_being_cancelled_while_the_pool_starts_leaves_nothing_running(aio: Any) -> None:
+    pool = MPMS(double, engine=SlowToStart)
+
+    def there_is(name: str) -> bool:
+        return name in [thread.name for thread in threading.enumerate()]
+
+    def start_when_it_is_to_stop() -> None:
+        until(lambda: there_is("mpms-async-stop"))
+        SlowToStart.go.set()
+
+    def it_starts() -> None:
+        until(lambda: there_is("mpms-async-start"))
+        helper.start()
+
+    async def in_the_pool() -> None:
+        async with pool:
+            raise AssertionError("not reached")
+
+    SlowToStart.go.clear()
+    helper = threading.Thread(target=start_when_it_is_to_stop)
+    aio.run(lambda: aio.cancelled_when(it_starts, in_the_pool))
+    helper.join()
+    assert pool.task_queue_closed
+    assert pool._engine.wait_stopped(0.0)
+
+
 def test_a_coroutine_that_is_thrown_away_stops_its_pool(method: str) -> None:
     pool = MPMS(double, processes=1, threads=1, start_method=method)  # type: ignore[arg-type]
     pool.start()

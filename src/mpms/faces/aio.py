@@ -24,7 +24,7 @@ from .calls import Calls
 from .meta import Meta
 from .sinks import IteratorSink
 
-__all__ = ["AsyncResults", "begin", "leave", "run"]
+__all__ = ["AsyncResults", "enter", "leave", "run"]
 
 R = TypeVar("R")
 
@@ -102,6 +102,16 @@ _beginning = threading.Lock()  # guards the next one
 _begins: dict[Calls, list[_Parking]] = {}
 
 
+async def enter(calls: Calls) -> None:
+    """The beginning of ``async with``: who is cancelled meanwhile leaves nothing running."""
+    try:
+        await begin(calls)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # it was cancelled; else there is nothing to stop
+            await _stop(calls, type(error))
+        raise
+
+
 async def leave(calls: Calls, kind: type[BaseException] | None) -> None:
     """The end of ``async with``: all is done first; or, after an exception or when cancelled meanwhile, it stops."""
     if kind is None:
@@ -115,11 +125,18 @@ async def leave(calls: Calls, kind: type[BaseException] | None) -> None:
 
 
 async def _stop(calls: Calls, kind: type[BaseException]) -> None:
-    if issubclass(kind, GeneratorExit):  # the coroutine is thrown away, and may not wait any more
+    def stop() -> None:
+        try:
+            calls._begin()  # after the start that may be under way
+        except Exception:
+            pass  # it failed, or the pool was closed
         calls._stop(kind)
+
+    if issubclass(kind, GeneratorExit):  # the coroutine is thrown away, and may not wait any more
+        stop()
         return
     with _shield():
-        await _off_the_loop("stop", lambda: calls._stop(kind))
+        await _off_the_loop("stop", stop)
 
 
 async def _off_the_loop(what: str, function: Callable[[], object]) -> None:

@@ -62,7 +62,7 @@ class Calls:
         """Start, without blocking the loop."""
         from . import aio
 
-        await aio.begin(self)
+        await aio.enter(self)
         return self
 
     async def __aexit__(
