@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
+import socket
+import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from multiprocessing.util import Finalize
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +26,31 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="mpms-tests-")
     # After multiprocessing has removed its own directory in it, at -100.
     Finalize(None, shutil.rmtree, (tempfile.tempdir,), {"ignore_errors": True}, exitpriority=-200)
+
+
+def settings_of_the_process() -> dict[str, Any]:
+    log, root = logging.getLogger("mpms"), logging.getLogger()
+    return {
+        "level of the log": (log.level, log.disabled, log.propagate, root.level, logging.root.manager.disable),
+        "handlers of the log": [handler for handler in log.handlers if not isinstance(handler, logging.NullHandler)],
+        "handlers of signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+        "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "directory": os.getcwd(),
+        "socket timeout": socket.getdefaulttimeout(),
+        "switch interval": sys.getswitchinterval(),
+        "recursion limit": sys.getrecursionlimit(),
+        "stack size": threading.stack_size(),
+        "streams": (sys.__stdout__, sys.__stderr__, sys.excepthook, threading.excepthook),
+    }
+
+
+@pytest.fixture(autouse=True)
+def settings_stay() -> Iterator[None]:
+    """What a test leaves changed fails the one that happens to come after it in the same process, now and then."""
+    before = settings_of_the_process()
+    yield
+    after = settings_of_the_process()
+    assert {name: value for name, value in after.items() if value != before[name]} == {}
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

@@ -18,12 +18,15 @@ from distributed import Client
 from mpms import MPMS, Executor, PoolBroken, RemoteTraceback, TaskTimeout, WorkerCrashed
 from mpms.config import Hook
 from mpms.dask import Capability, DaskEngine
+from mpms.dask.engine import ClusterEngine
+from mpms.dask.machine import Machine
 from mpms.errors import TaskCancelled
 from mpms.ids import TaskId, TaskOptions
 from mpms.outcome import Cancelled, Crashed, Raised, Returned, TimedOut
 
 from ..contract.conftest import PATIENCE, Gate, Make
 from ..contract.test_engines import finish
+from ..local.helpers import until
 from . import tasks
 
 NewGate = Callable[[], Gate]
@@ -228,7 +231,7 @@ def _hold_or_same(value: Any) -> Any:
     return value
 
 
-def test_priorities_count(make: Make, gate: NewGate, tmp_path: Path) -> None:
+def test_priorities_count(make: Make, gate: NewGate, client: Client, tmp_path: Path) -> None:
     engine, _ = make(_call, processes=1, threads=1)
     held = gate()
     engine.submit((tasks.hold, held.path), {})
@@ -236,9 +239,15 @@ def test_priorities_count(make: Make, gate: NewGate, tmp_path: Path) -> None:
     path = str(tmp_path / "notes")
     for number in range(4):
         engine.submit((tasks.note, path, str(number)), {}, TaskOptions(priority=number))
+    assert isinstance(engine, ClusterEngine)
+    until(lambda: sum(client.run(_tasks_there).values()) + engine._courier.waiting == 5)  # none is on its way
     held.open()
     finish(engine)
     assert Path(path).read_text().split() == ["3", "2", "1", "0"]
+
+
+def _tasks_there(dask_worker: Any) -> int:
+    return sum(len(plugin._tasks) for plugin in dask_worker.plugins.values() if isinstance(plugin, Machine))
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

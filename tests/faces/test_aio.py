@@ -350,7 +350,7 @@ def test_a_burst_of_results_wakes_the_loop_once() -> None:
     asyncio.run(main())
 
 
-def test_results_that_are_there_do_not_keep_others_from_their_turn(aio: Any) -> None:
+def test_results_that_are_there_do_not_keep_others_from_their_turn(aio: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         turns, ended = itertools.count(), list[bool]()
 
@@ -372,7 +372,7 @@ def test_results_that_are_there_do_not_keep_others_from_their_turn(aio: Any) -> 
         pool.join()
         await aio.together(iterate, take_turns)
 
-    logging.getLogger("mpms").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, logger="mpms")
     aio.run(main)
 
 

@@ -57,6 +57,12 @@ def tasks(workers: list[WorkerStacks]) -> dict[int, ThreadStack]:
     return {thread.task: thread for worker in workers for thread in worker.threads if thread.task is not None}
 
 
+def stacks_with_tasks(pool: MPMS, wanted: set[int]) -> list[WorkerStacks]:
+    """Asked again while a worker that gets no processor for half a second hasn't answered."""
+    found: list[WorkerStacks] = until(lambda: set(tasks(workers := pool.stacks())) == wanted and workers)
+    return found
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
@@ -73,12 +79,11 @@ def test_a_pool_says_where_each_thread_is_with_its_task_and_since_when(any_metho
             pool.put(word, place.address)
         guests = place.arrivals(3)
         here = time.monotonic()
-        workers = pool.stacks()
+        workers = stacks_with_tasks(pool, {1, 2, 3})
         asked = time.monotonic()
         assert {worker.pid for worker in workers} == {guest.pid for guest in guests}
         assert {worker.name for worker in workers} == set(pool.worker_processes_pool)
         found = tasks(workers)
-        assert set(found) == {1, 2, 3}
         for thread in found.values():
             assert "in meet_here" in thread.stack
             assert "helpers.py" in thread.stack.splitlines()[-1]  # the innermost one last
@@ -101,7 +106,7 @@ def test_stacks_are_shown_while_c_code_holds_the_gil(method: str) -> None:
     ):
         pool.put(1, place.address)
         guest = place.arrive()
-        until(lambda: "in hold_the_gil" in tasks(pool.stacks())[1].stack.splitlines()[-1])
+        until(lambda: "in hold_the_gil" in stacks_with_tasks(pool, {1})[0].threads[0].stack.splitlines()[-1])
         # Asked again, it is the same process in the same call.
         assert [worker.pid for worker in pool.stacks()] == [guest.pid]
         pool.graceful_shutdown(0)
