@@ -112,8 +112,9 @@ def test_a_worker_serves_until_its_replacement_is_initialised(any_method: str) -
         coming = visitors.next("initializer")
         for _ in range(2):
             coming.release()
+            until(lambda: not pool.stats().workers["starting"])  # else the one before might do all tasks meanwhile
             while (task := visitors.next("task")).pid != coming.pid:
-                task.release()  # the one before has worked on meanwhile
+                task.release()  # the one before had begun it
             worker = coming.pid
             # One that the one before had begun may arrive after the first of the new one.
             coming = visitors.next_initializer(worker)
