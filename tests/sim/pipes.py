@@ -126,6 +126,11 @@ class Socket:
             return b""
         raise BlockingIOError
 
+    def recv_into(self, room: memoryview) -> int:
+        data = self.recv(len(room))
+        room[: len(data)] = data
+        return len(data)
+
     def detach(self) -> int:
         number, self.number = self.number, -1
         del self.world.sockets[number]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from mpms.wire import frames
 from mpms.wire.frames import HEADER, Decoder, Message, encode
 
 numbers = st.integers(0, 2**64 - 1)
@@ -46,6 +48,41 @@ def test_a_torn_tail_is_no_error_and_no_message(case: tuple[list[Message], list[
     stop = data.draw(st.integers(0, len(stream)))
     whole = sum(end <= stop for end in _ends(given))
     assert Decoder().feed(stream[:stop]) == given[:whole]
+
+
+@given(torn(), st.integers(1, 40), st.integers(1, 30), st.data())
+def test_large_messages_are_read_in_place(
+    case: tuple[list[Message], list[bytes]], large: int, room: int, data: st.DataObject
+) -> None:
+    """By whoever reads them so, or as any others."""
+    given, pieces = case
+    stream = b"".join(pieces)
+    decoder, got, at, read_in_place = Decoder(), list[Message](), 0, 0
+    with patch.multiple(frames, _LARGE=large, _ROOM=room):
+        while at < len(stream):
+            count = data.draw(st.integers(1, 50))
+            if decoder.partial is not None and data.draw(st.booleans()):
+                with decoder.room() as place:
+                    count = min(count, len(place), len(stream) - at)
+                    place[:count] = stream[at : at + count]
+                got += decoder.filled(count)
+                read_in_place += 1
+            else:
+                got += decoder.feed(stream[at : at + count])
+            at += count
+    assert got == given
+    assert decoder.partial is None
+    event(f"read in place: {min(read_in_place, 3)} times")
+
+
+def test_a_large_message_takes_no_more_memory_than_has_come() -> None:
+    """However long somebody says that it is who has lost his mind."""
+    decoder = Decoder()
+    assert decoder.feed(HEADER.pack(1, 1, 1 << 62)) == []
+    assert decoder.partial is not None
+    assert len(decoder.partial) == 1 << 25
+    assert decoder.filled(1 << 25) == []
+    assert len(decoder.partial) == 1 << 26
 
 
 def _ends(given: list[Message]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import multiprocessing.context
+import os
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from mpms import errors
 from mpms.ids import TaskId
-from mpms.wire.pickling import dump, dump_error, dump_for_child, load, load_error, unsendable
+from mpms.wire.pickling import dump, dump_call, dump_error, dump_for_child, load, load_error, unsendable
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.binary(),
@@ -303,3 +304,85 @@ def test_errors_travel_as_ever_where_a_library_pickles_exceptions_its_own_way(tm
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["3", "mpms_unpickleable_result", "KeyError('key')"]
+
+
+# Large buffers
+
+
+class Buffered:
+    """As an array: its memory is a buffer of its own."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Buffered, (pickle.PickleBuffer(self.memory),)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Buffered) and bytes(self.memory) == bytes(other.memory)
+
+
+def buffered(*sizes: int) -> list[Buffered]:
+    return [Buffered(bytearray(os.urandom(size))) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1 << 16,), (65535,), (3, 1 << 16), (100_000, 70_000, 10), (1 << 16, 1 << 20), (200_001, 3, 199_999)]
+)
+@pytest.mark.parametrize("arrived_in_place", [True, False])
+def test_large_buffers_come_back_and_can_be_written_to(sizes: tuple[int, ...], arrived_in_place: bool) -> None:
+    values = buffered(*sizes)
+    data = dump({"values": values, "more": "text"})
+    got = load(bytearray(data) if arrived_in_place else data)
+    assert got == {"values": values, "more": "text"}
+    for value in got["values"]:
+        value.memory[0] ^= 1
+    assert got != {"values": values, "more": "text"}
+    assert load(data) == {"values": values, "more": "text"}
+
+
+def test_a_large_buffer_is_not_copied_where_it_arrives_and_two_of_them_do_not_keep_each_other() -> None:
+    data = bytearray(dump(buffered(1 << 20)))
+    [value] = load(data)
+    before = bytes(data)
+    value.memory[:5] = b"other"
+    assert data != before
+    value, other = load(bytearray(dump(buffered(1 << 20, 1 << 20))))
+    assert isinstance(value.memory, bytearray)
+    assert isinstance(other.memory, bytearray)
+
+
+def test_large_buffers_are_as_they_were_when_they_were_pickled() -> None:
+    [value] = buffered(1 << 20)
+    data = dump_call((value,), {})
+    before = bytes(value.memory)
+    value.memory[:5] = b"later"
+    ((got,), _) = load(data)
+    assert bytes(got.memory) == before
+
+
+def test_a_large_buffer_that_can_t_be_written_to_stays_so() -> None:
+    value = load(dump(Buffered(bytes(1 << 20))))
+    assert memoryview(value.memory).readonly
+
+
+def test_a_large_buffer_beside_what_goes_by_value_comes_back() -> None:
+    offset = 2
+    [value] = buffered(1 << 20)
+    function, got = load(dump((lambda x: x + offset, value)))
+    assert function(1) == 3
+    assert got == value
+    got, function = load(dump((value, lambda: offset)))
+    assert function() == 2
+    assert got == value
+
+
+def test_large_arrays_of_numpy_are_aligned_and_their_own() -> None:
+    numpy = pytest.importorskip("numpy")
+    arrays = [numpy.arange(20_000.0), numpy.arange(100_000.0).reshape(100, 1000).T, numpy.arange(10)]
+    got = load(bytearray(dump(arrays)))
+    for array, there in zip(got, arrays, strict=True):
+        assert (array == there).all()
+        assert array.flags.aligned
+        assert array.flags.writeable
+        assert array.flags.f_contiguous == there.flags.f_contiguous

@@ -134,19 +134,26 @@ class Link:
     def read(self, most: int = _READS) -> list[Message]:
         """What has arrived; sets :attr:`lost` at the end of the stream."""
         messages: list[Message] = []
+        decoder = self._decoder
         for _ in range(most):
-            wanted = self._decoder.wanted
+            wanted = decoder.wanted
             try:
-                data = self._data.recv(wanted)
+                if decoder.partial is not None:
+                    with decoder.room() as room:
+                        wanted, count = len(room), self._data.recv_into(room)
+                    messages += decoder.filled(count)
+                else:
+                    data = self._data.recv(wanted)
+                    count = len(data)
+                    messages += decoder.feed(data)
             except BlockingIOError:
                 break
             except ConnectionResetError:  # it had not read all that was sent to it
-                data = b""
-            if not data:
+                count = 0
+            if not count:
                 self.lost = True
                 break
-            messages += self._decoder.feed(data)
-            if len(data) < wanted:
+            if count < wanted:
                 break
         return messages
 

@@ -7,7 +7,7 @@ ended is no error: what was not sent whole was not sent.
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 __all__ = ["HEADER", "Decoder", "Message", "encode"]
 
@@ -18,6 +18,8 @@ Message: TypeAlias = tuple[int, int, bytes]
 
 _READ = 1 << 16
 _READ_MOST = 1 << 20
+_LARGE = 1 << 15  # payloads that are read in place when they don't arrive at once
+_ROOM = 1 << 25  # that is made at once for one
 
 
 def encode(kind: int, number: int = 0, payload: bytes = b"") -> bytes:
@@ -25,11 +27,18 @@ def encode(kind: int, number: int = 0, payload: bytes = b"") -> bytes:
 
 
 class Decoder:
-    """Bytes in, in any pieces; whole messages out. One thread owns it."""
+    """Bytes in, in any pieces; whole messages out. One thread owns it.
+
+    While a large message is under way (:attr:`partial`), what comes next is best read into :meth:`room`, and told by
+    :meth:`filled`: that saves two copies of all of it. Its payload is a ``bytearray``, that nobody else has.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._missing = 0
+        self.partial: bytearray | None = None
+        """The payload of the large message that is under way, as far as there is room for it."""
+        self._filled = self._length = self._kind = self._number = 0  # of that message
 
     @property
     def wanted(self) -> int:
@@ -38,6 +47,38 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that ``data`` completes."""
+        if self.partial is None:
+            return self._parse(data)
+        count = min(len(data), self._length - self._filled)
+        at, messages = 0, list[Message]()
+        while at < count:
+            with self.room() as room:
+                step = min(len(room), count - at)
+                room[:step] = data[at : at + step]
+            messages = self.filled(step)
+            at += step
+        return messages + self._parse(data[count:]) if count < len(data) else messages
+
+    def room(self) -> memoryview:
+        """Where to read the next bytes of :attr:`partial` to. To be released before :meth:`filled` is called."""
+        assert self.partial is not None
+        return memoryview(self.partial)[self._filled :]
+
+    def filled(self, count: int) -> list[Message]:
+        """So many bytes were read to :meth:`room`: the message, if that was all of it."""
+        partial = self.partial
+        assert partial is not None
+        self._filled += count
+        self._missing = self._length - self._filled
+        if not self._missing:
+            self.partial = None
+            # To those who read it, it is as good as bytes.
+            return [(self._kind, self._number, cast(bytes, partial))]
+        if self._filled == len(partial):
+            partial += bytes(min(self._missing, len(partial)))
+        return []
+
+    def _parse(self, data: bytes) -> list[Message]:
         # Measured: with the buffer empty, as it nearly always is, parsing `data` itself saves a copy of all of it.
         kept = bool(self._buffer)
         if kept:
@@ -52,6 +93,9 @@ class Decoder:
                 stop = at + size + length
                 if stop > end:
                     self._missing = stop - end
+                    if length >= _LARGE:
+                        self._begin(kind, number, length, view[at + size :])
+                        at = end
                     break
                 messages.append((kind, number, bytes(view[at + size : stop])))
                 at = stop
@@ -61,3 +105,10 @@ class Decoder:
         elif rest:
             self._buffer += rest
         return messages
+
+    def _begin(self, kind: int, number: int, length: int, there: memoryview) -> None:
+        with there:
+            self._kind, self._number, self._length, self._filled = kind, number, length, len(there)
+            # By steps: a worker that has lost its mind may announce more than there is memory.
+            self.partial = bytearray(min(length, max(_ROOM, 2 * len(there))))
+            self.partial[: len(there)] = there

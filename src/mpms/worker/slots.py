@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from ..wire.board import Board
 from ..wire.chunks import here
-from ..wire.frames import Decoder, encode
+from ..wire.frames import Decoder, Message, encode
 from ..wire.messages import (
     DUE,
     DYING,
@@ -182,16 +182,27 @@ class Slots:
                         return None
                     if self._tasks:
                         return self._take(slot, monotonic())
-                try:
-                    data = os.read(self._fd, self._decoder.wanted)
-                except OSError as error:
-                    ends.die(ends.LOST_DESCRIPTORS, f"the worker can't read from its socket any more: {error}")
-                if not data and not self._closing:
-                    ends.parent_gone()
-                messages = self._decoder.feed(data)
+                messages = self._read()
                 with self._taking:
                     for kind, number, payload in messages:
                         self._hear(kind, number, payload)
+
+    def _read(self) -> list[Message]:
+        """What has come; blocks until there is something."""
+        decoder = self._decoder
+        try:
+            if decoder.partial is not None:
+                with decoder.room() as room:
+                    count = os.readv(self._fd, [room])
+                messages = decoder.filled(count)
+            else:
+                data = os.read(self._fd, decoder.wanted)
+                count, messages = len(data), decoder.feed(data)
+        except OSError as error:
+            ends.die(ends.LOST_DESCRIPTORS, f"the worker can't read from its socket any more: {error}")
+        if not count and not self._closing:
+            ends.parent_gone()
+        return messages
 
     def _hear(self, kind: int, number: int, payload: bytes) -> None:
         functions = self._functions
