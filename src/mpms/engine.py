@@ -252,7 +252,7 @@ class Engine(Protocol):
         ...
 
     def stacks(self) -> Sequence[WorkerStacks]:
-        """Where every thread of every worker is. Blocks for some milliseconds; for half a second if one is stopped."""
+        """Where every thread of every worker is. Blocks for some milliseconds; for a second if one is stopped."""
         ...
 
     def story(self) -> Sequence[str]:

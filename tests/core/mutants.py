@@ -304,6 +304,24 @@ MUTANTS = [
         "- self._target(needed) - 9)]",
     ),
     Mutant(
+        "who leaves without having had a task keeps nobody from being started",
+        "staffing.py",
+        "        if self._is_crowded():\n            return 0\n",
+        "",
+    ),
+    Mutant(
+        "who leaves with tasks keeps others from being started",
+        "staffing.py",
+        "sum(not worker.dispatched for worker in self._fleet.in_phase(Retiring))",
+        "self._fleet.count(Retiring)",
+    ),
+    Mutant(
+        "a worker without a colleague waits for those that leave",
+        "staffing.py",
+        "return leavers >= self._fleet.size and self._fleet.count(Starting, Serving) > 0",
+        "return leavers >= self._fleet.size",
+    ),
+    Mutant(
         "a smaller pool retires those first that are up",
         "staffing.py",
         "key=lambda w: (isinstance(w.phase, Serving), len",

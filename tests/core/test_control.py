@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpms.core import policy
-from mpms.core.fleet import Serving, Starting
+from mpms.core.fleet import Retiring, Serving, Starting
 from mpms.core.messages import (
     AbandonedTask,
     BoardSeen,
@@ -362,6 +362,38 @@ def test_a_larger_pool_still_rotates() -> None:
 
 def test_a_pool_that_is_resized_to_what_it_is_does_nothing() -> None:
     assert Pool().up().happens(Resized(2)) == []
+
+
+def test_a_pool_that_is_resized_again_and_again_starts_no_more_than_end() -> None:
+    """Who is retired while it starts ends when it has come up, and that takes a while."""
+    pool = Pool(processes=4).up()
+    for _ in range(100):
+        pool.happens(Resized(1))
+        pool.happens(Resized(4))
+    assert 7 <= pool.started() <= 10
+    assert len(pool.of(Starting, Serving)) < 4
+    for worker in pool.of(Retiring):
+        pool.happens(exited(worker))
+    assert len(pool.of(Starting, Serving)) == 4
+    assert pool.started() <= 10
+
+
+def test_a_worker_without_a_colleague_is_replaced_whoever_leaves() -> None:
+    pool = Pool(processes=1).up()
+    pool.happens(Resized(2))
+    pool.happens(Resized(1))
+    assert pool.of(Retiring) == [2]
+    assert only(StartWorker, pool.dies(1)) == [StartWorker(W3)]
+
+
+def test_who_leaves_with_tasks_keeps_nobody_from_being_started() -> None:
+    pool = Pool(processes=2, threads=1).up()
+    pool.submits(3)
+    pool.happens(Resized(1))
+    assert only(StartWorker, pool.happens(Resized(2))) == [StartWorker(W3)]
+    pool.happens(WorkerReady(W3), Resized(1))
+    assert len(pool.of(Retiring)) == 2
+    assert only(StartWorker, pool.happens(Resized(2))) == [StartWorker(W4)]
 
 
 def test_a_closed_pool_may_be_made_smaller() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from ..local.conftest import is_resource_tracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,9 +122,26 @@ class Process:
         return found[0]
 
     def kill(self, number: int) -> None:
-        """Its whole process group: the nanny with its Dask worker. The pool's own processes are groups of their own."""
+        """Its whole process group: the nanny with its Dask worker. The pool's own processes are groups of their own.
+
+        But for the resource tracker of multiprocessing, if they are killed: it removes their semaphores, and ends.
+        """
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+            if number != signal.SIGKILL:
+                os.killpg(self.pid, number)
+                return
+            os.killpg(self.pid, signal.SIGSTOP)  # so that none of them sees the others go
+            for pid in self._group():
+                os.kill(pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGCONT)
+
+    def _group(self) -> list[int]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == self.pid and not is_resource_tracker(process):
+                    found.append(process.pid)
+        return found
 
     def end(self) -> None:
         self.kill(15)

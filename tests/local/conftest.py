@@ -75,12 +75,12 @@ def may_be_ours(names: set[str]) -> set[str]:
         if process.pid not in ours:
             for file in _used_by(process.pid):
                 files.pop(file, None)
-        if process.pid not in those_of_the_run and _is_resource_tracker(process):
+        if process.pid not in those_of_the_run and is_resource_tracker(process):
             return set()
     return {name for name in files.values() if _stat(f"{_SHM}/{name}")}
 
 
-def _is_resource_tracker(process: psutil.Process) -> bool:
+def is_resource_tracker(process: psutil.Process) -> bool:
     try:
         return any("resource_tracker import main" in word for word in process.cmdline())
     except psutil.Error:

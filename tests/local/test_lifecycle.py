@@ -178,9 +178,12 @@ def test_in_rotation_at_most_one_worker_more_lives(processes: int, method: str, 
         process_initializer=stage.note,
         process_initargs=("born",),
         process_finalizer=finalize,
+        task_queue_maxsize=20,
         start_method=method,
     ) as pool:
-        for _ in range(400):
+        for _ in range(20_000):  # until there were enough, however long a start takes
+            if pool.stats().starts >= 3 * processes:
+                break
             pool.put(0.01)
     notes = stage.notes()
     assert most_alive(notes) <= processes + 1

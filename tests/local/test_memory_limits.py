@@ -253,6 +253,7 @@ def test_tasks_go_on_when_memory_is_free_again_and_both_are_logged_once(
 
 def fake_vmstat(monkeypatch: pytest.MonkeyPatch, counts: list[int | None]) -> None:
     """What ``/proc/vmstat`` says at each look; ``None``: there is none."""
+    counts = counts[:]  # the list is every start method's
 
     def opened(path: str, mode: str = "r") -> io.BytesIO:
         assert path == "/proc/vmstat"

@@ -78,7 +78,7 @@ def test_what_is_left_is_seen(
     leave: Callable[[], AbstractContextManager[None]], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Beside another program that uses multiprocessing nobody could say whose the memory is.
-    monkeypatch.setattr(conftest, "_is_resource_tracker", lambda process: False)
+    monkeypatch.setattr(conftest, "is_resource_tracker", lambda process: False)
     watch = Watch()
     assert watch.left() == {}
     with leave():

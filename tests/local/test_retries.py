@@ -170,9 +170,15 @@ def test_an_error_that_takes_no_attributes_arrives_without_them(method: str) -> 
     assert not hasattr(got[0], "attempts")
 
 
-def test_a_predicate_that_fails_is_a_no(method: str, log: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_predicate_that_fails_is_a_no(method: str, log: str, caplog: pytest.LogCaptureFixture) -> None:
     with MPMS(
-        fail_in_turn, processes=1, threads=1, start_method=method, retries=2, retry_on=lambda error: 1 // 0
+        fail_in_turn,
+        processes=1,
+        threads=1,
+        start_method=method,
+        retries=2,
+        retry_on=lambda error: 1 // 0,
+        forward_logs=True,  # a fork has the handlers of pytest, which keep what it logs to themselves
     ) as pool:
         pool.put(1, log, "flaky")
         pool.put(2, log, "")
@@ -180,7 +186,7 @@ def test_a_predicate_that_fails_is_a_no(method: str, log: str, capfd: pytest.Cap
         got = results(pool)
     assert (type(got[1]), got[2]) == (Flaky, "attempt 1")
     assert len(starts(log, 1)) == 1
-    assert "retry_on failed for Flaky; it is not retried" in capfd.readouterr().err
+    assert "retry_on failed for Flaky; it is not retried" in caplog.text
 
 
 def test_a_task_may_have_retries_of_its_own_more_or_fewer(method: str, log: str) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from mpms import MPMS
 from mpms.engine import ThreadStack, WorkerStacks
 from mpms.local.stacks import take_stacks
+from mpms.wire.messages import ASK_SIGNAL
 
 from .helpers import Stopwatch, announce, at_full_strength, hold_the_gil, meet, meeting, pids, program, promised, until
 
@@ -58,7 +60,7 @@ def tasks(workers: list[WorkerStacks]) -> dict[int, ThreadStack]:
 
 
 def stacks_with_tasks(pool: MPMS, wanted: set[int]) -> list[WorkerStacks]:
-    """Asked again while a worker that gets no processor for half a second hasn't answered."""
+    """Asked again while a worker that gets no processor for a second hasn't answered."""
     found: list[WorkerStacks] = until(lambda: set(tasks(workers := pool.stacks())) == wanted and workers)
     return found
 
@@ -114,18 +116,33 @@ def test_stacks_are_shown_while_c_code_holds_the_gil(method: str) -> None:
 
 def test_to_be_asked_again_and_again_while_it_computes_harms_no_worker(method: str) -> None:
     """A dump without the GIL reads frames that change at that moment, and crashes the process soon."""
-    with meeting() as place, MPMS(compute, processes=1, threads=8, start_method=method) as pool:
-        for word in range(8):
+    with meeting() as place, MPMS(compute, processes=1, threads=4, start_method=method) as pool:
+        for word in range(4):
             pool.put(word, place.address, 4.0)
-        guests = place.arrivals(8)
+        guests = place.arrivals(4)
         seen = 0
         while pool.finish_count == 0:
             seen += len(tasks(pool.stacks()))
         pool.close()
-        assert sorted(result for _, result in pool.iter_results()) == list(range(8))
         assert pool.stats().crashes == {}
+        assert sorted(result for _, result in pool.iter_results()) == list(range(4))
         assert len({guest.pid for guest in guests}) == 1
-        assert seen >= 16
+        assert seen >= 8
+
+
+def ask_in_this_thread(word: int, address: str) -> object:
+    signal.pthread_kill(threading.get_ident(), ASK_SIGNAL)
+    return meet(address, word)
+
+
+def test_a_question_that_does_not_interrupt_the_main_thread_wakes_it(any_method: str) -> None:
+    """As one that comes when it is just about to wait. Unanswered, it would be followed by the dangerous dump."""
+    with meeting() as place, MPMS(ask_in_this_thread, processes=1, threads=1, start_method=any_method) as pool:
+        pool.put(1, place.address)
+        guest = place.arrive()
+        (file,) = (fd for fd in Path(f"/proc/{guest.pid}/fd").iterdir() if "-stacks " in os.readlink(fd))
+        until(lambda: "in ask_in_this_thread" in file.read_text(), promised(5))
+        guest.release()
 
 
 def hang_in_the_initializer(address: str) -> None:

@@ -27,7 +27,10 @@ def work(number: int, log: str) -> int:
 
 
 class Storm:
-    """Kills a random worker every 50 ms, and looks for zombies at each. A worker that comes up is in danger at once."""
+    """Kills a random worker every 50 ms, and looks for zombies at each. A worker that has come up is in danger at once.
+
+    Not before: a pool none of whose workers come up breaks, and should.
+    """
 
     def __init__(self, pool: MPMS, seed: int) -> None:
         self.killed: list[int] = []
@@ -40,7 +43,7 @@ class Storm:
     def _blow(self) -> None:
         seen: Counter[int] = Counter()
         while not self._over.wait(0.05):
-            workers = sorted(info.pid for info in self._pool.workers() if info.pid is not None)
+            workers = sorted(pids(self._pool))
             if workers:
                 victim = self._rng.choice(workers)
                 kill(victim)

@@ -116,7 +116,18 @@ class Staffing:
         return self._fleet.size + (self._turn is not None) if needed else 0
 
     def _missing(self, needed: bool) -> int:
+        if self._is_crowded():
+            return 0
         return max(0, self._target(needed) - self._fleet.count(Starting, Serving))
+
+    def _is_crowded(self) -> bool:
+        """As many as there should be leave without ever having had a task: the size changes faster than they come up.
+
+        Else each change would start new ones beside them, until the process has no descriptor left. They end by their
+        deadline at the latest; who has no colleague is replaced all the same.
+        """
+        leavers = sum(not worker.dispatched for worker in self._fleet.in_phase(Retiring))
+        return leavers >= self._fleet.size and self._fleet.count(Starting, Serving) > 0
 
     def _ward_is_missing(self) -> bool:
         return bool(self._ledger.suspects) and self._fleet.ward is None

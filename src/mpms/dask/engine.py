@@ -228,7 +228,7 @@ class ClusterEngine:
         )
 
     def workers(self) -> list[WorkerInfo]:
-        """Asks every machine; one that doesn't answer within a second is left out. Without pids: they are of other
+        """Asks every machine; one that doesn't answer within two seconds is left out. Without pids: they are of other
         machines, and nobody should signal them here."""
         infos = list[WorkerInfo]()
         for address, (workers, numbers) in self._ask(workers_of):
@@ -255,7 +255,7 @@ class ClusterEngine:
         return {}
 
     def stacks(self) -> list[WorkerStacks]:
-        """Asks every machine; one that doesn't answer within a second is left out."""
+        """Asks every machine; one that doesn't answer within two seconds is left out."""
         return [
             WorkerStacks(name=at(each.name, address), pid=each.pid, threads=each.threads)
             for address, stacks in self._ask(stacks_of)

@@ -15,7 +15,10 @@ from .machine import Machine, carry
 __all__ = ["ASK_SECONDS", "Link"]
 
 ASK_SECONDS = 1.0
-"""That machines have to answer what somebody wants to see."""
+"""That who is asked for something has to answer."""
+
+_LOOK_SECONDS = 2.0
+"""That machines have to answer what somebody wants to see: for a stopped worker's stacks one waits a second itself."""
 
 _SETUP_SECONDS = 10.0  # that machines have to set up their pools before the first parcel is sent
 
@@ -96,7 +99,7 @@ class Link:
     async def _ask(self, function: Callable[..., Any], address: str) -> Any:
         try:
             running = self._client.run(function, self._name, workers=[address], on_error="ignore")
-            return (await asyncio.wait_for(running, ASK_SECONDS)).get(address)
+            return (await asyncio.wait_for(running, _LOOK_SECONDS)).get(address)
         except Exception:  # it is about to be lost, or stopped
             return None
 

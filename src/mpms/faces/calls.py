@@ -90,7 +90,8 @@ class Calls:
     def stacks(self) -> list[WorkerStacks]:
         """Where every thread of every worker is now, with its task and since when; ``print(*pool.stacks())`` shows it.
 
-        Works while C code holds the GIL. Blocks for some milliseconds, and for half a second if a worker is stopped.
+        Works while C code holds the GIL. Blocks for some milliseconds, and for up to a second for each worker that is
+        stopped or whose GIL is held.
         """
         return list(self._engine.stacks())
 

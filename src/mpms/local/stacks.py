@@ -16,12 +16,13 @@ from . import evidence
 
 __all__ = ["stacks_of_process", "take_stacks", "thread_stacks"]
 
-_PATIENCE = 0.5
+_PATIENCE = 1.0
 """Seconds for a worker to answer. faulthandler needs well under a millisecond for 100 threads; a stopped process never
 does, nor one in a system call that can't be interrupted."""
 
-_POLITE = 0.2
-"""Of that, the seconds for its main thread. With eight threads that compute it has the GIL after 50 ms."""
+_POLITE = 0.7
+"""Of that, the seconds for its main thread. With eight threads that compute it has the GIL at one switch of eight, and
+there is one every 5 ms; a busy machine takes a multiple of that."""
 
 _PAUSE = 0.003
 

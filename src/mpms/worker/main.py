@@ -47,6 +47,8 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
     data, control, stacks = _lift(data), _lift(control), _lift(stacks)
     wake_read, wake_write = map(_lift, os.pipe())
     os.set_blocking(wake_write, False)
+    # A signal that comes just before the main thread waits would else be answered when it wakes for something else.
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     _keep_evidence(stacks)
 
     def wake() -> None:
@@ -188,6 +190,7 @@ def _leave_to_forked_children(descriptors: tuple[int, ...]) -> None:
         faulthandler.disable()
         faulthandler.unregister(DUMP_SIGNAL)
         signal.signal(ASK_SIGNAL, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
         for fd in descriptors:
             with contextlib.suppress(OSError):
                 os.close(fd)
