@@ -29,22 +29,26 @@ def work(number: int, log: str) -> int:
 class Storm:
     """Kills a random worker every 50 ms, and looks for zombies at each. A worker that has come up is in danger at once.
 
-    Not before: a pool none of whose workers come up breaks, and should.
+    Not before: a pool none of whose workers come up breaks, and should. And not before ``pause`` more tasks are done:
+    where workers take longer to start than they live, the pool would be at it for minutes.
     """
 
-    def __init__(self, pool: MPMS, seed: int) -> None:
+    def __init__(self, pool: MPMS, seed: int, *, pause: int = 0) -> None:
         self.killed: list[int] = []
         self.zombies: list[object] = []
         self._pool = pool
+        self._pause = pause
         self._rng = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._blow)
 
     def _blow(self) -> None:
         seen: Counter[int] = Counter()
+        next_at = 0
         while not self._over.wait(0.05):
             workers = sorted(pids(self._pool))
-            if workers:
+            if workers and self._pool.finish_count >= next_at:
+                next_at = self._pool.finish_count + self._pause
                 victim = self._rng.choice(workers)
                 kill(victim)
                 self.killed.append(victim)
@@ -74,7 +78,7 @@ def _is_zombie(process: psutil.Process) -> bool:
 def weather(pool: MPMS, log: str, seed: int) -> tuple[dict[Any, Any], Storm]:
     """All tasks in a storm, and then the pool at full strength, without zombies."""
     at_full_strength(pool)
-    with Storm(pool, seed) as storm:
+    with Storm(pool, seed, pause=COUNT // 50) as storm:
         for number in range(COUNT):
             pool.put(number, log)
         until(lambda: pool.finish_count == COUNT, promised(60))
