@@ -65,12 +65,9 @@ def test_records_of_workers_reach_the_loggers_of_the_parent_with_who_and_for_whi
     with MPMS(log_something, processes=2, threads=2, start_method=any_method, forward_logs=True) as pool:
         for word in range(20):
             pool.put(word)
-        pool.close()
-        names = {info.pid: info.name for info in pool.workers()}
-        tasks = {}
-        for meta, pid in pool.iter_results():
-            tasks[meta.taskid] = meta.args[0], pid
-            names.update({info.pid: info.name for info in pool.workers()})
+        outcomes = pool.iter_results()
+        tasks = {meta.taskid: (meta.args[0], pid) for meta, pid in (next(outcomes) for _ in range(20))}
+        names = {info.pid: info.name for info in pool.workers()}  # while it is open, they live
     assert Counter(app.messages()) == Counter([f"task {word} says hello" for word in range(20)] + ["from below"] * 20)
     for record in app.records:
         word, pid = tasks[record.mpms_task]  # type: ignore[attr-defined]
