@@ -16,6 +16,8 @@ import pytest
 from . import conftest
 from .conftest import Watch
 
+pytestmark = pytest.mark.alone  # shared memory that nobody uses would be seen by tests in other processes too
+
 
 @contextmanager
 def child() -> Iterator[None]:
