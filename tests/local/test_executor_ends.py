@@ -338,6 +338,17 @@ def test_one_that_is_dropped_does_what_was_submitted_and_ends(method: Any, stage
 # Where it may live
 
 
+def test_a_future_of_what_did_not_pickle_keeps_no_executor(method: str) -> None:
+    executor = Executor(1, start_method=method)
+    future = executor.submit(abs, threading.Lock())  # type: ignore[arg-type]
+    gone = weakref.ref(executor)
+    del executor
+    assert gone() is None
+    with pytest.raises(TypeError, match="pickle"):
+        future.result()
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("mpms-executor")])
+
+
 def with_an_executor(method: Any, count: int) -> int:
     with Executor(1, threads=2, start_method=method) as executor:
         return sum(executor.map(square, range(count))) + executor.submit(square, 0).result(PATIENCE)

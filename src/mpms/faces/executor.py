@@ -179,6 +179,7 @@ class Executor(Calls, concurrent.futures.Executor):
             raise
         except Exception as error:  # the reducers of the user's objects raise anything
             future.set_exception(error)
+            del self  # the error has this frame: who keeps the future would keep the executor, and so its workers
         return future
 
     def map(
