@@ -10,9 +10,6 @@ ARGS ?=
 PYTEST_ARGS ?=
 # How many tests run beside each other; auto: two for each processor. With 0 all run in one process.
 PYTEST_WORKERS ?= auto
-# With 1, what has failed is run once more, by itself, before it counts: for a gate on a machine that is busy with other
-# things. It is said which tests these were.
-PYTEST_AGAIN ?=
 # For the benchmarks, for example: make bench BENCH_ARGS="--rounds 5 --scenarios stream,latency"
 BENCH_ARGS ?=
 # What bench-self compares with, for example: make bench-self BASE=HEAD~1
@@ -49,13 +46,7 @@ format: $(VENV)/.installed-test ## ruff format, and the fixes that ruff can make
 # Without coverage: it slows down what the tests measure. First what can run side by side, then what has to be alone.
 # Exit code 5 says that no test was selected, which is no error as long as the other half has some.
 pytest: $(VENV)/.installed-test
-	@once() { $(bin)/python -m pytest "$$@" $(PYTEST_ARGS); }; \
-	tests() { \
-	    status=0; once "$$@" || status=$$?; \
-	    test "$$status/$(PYTEST_AGAIN)" = 1/1 || return $$status; \
-	    echo '== once more, by themselves: what has failed'; \
-	    $(bin)/python -m pytest --last-failed --last-failed-no-failures none --exitfirst --verbose || return 1; \
-	}; \
+	@tests() { $(bin)/python -m pytest "$$@" $(PYTEST_ARGS); }; \
 	beside=0; tests -n $(PYTEST_WORKERS) --dist worksteal -m 'not alone' || beside=$$?; \
 	alone=0; tests -m alone || alone=$$?; \
 	case "$$beside $$alone" in '0 0' | '0 5' | '5 0') ;; *) exit 1 ;; esac
