@@ -161,8 +161,12 @@ def test_interrupting_a_cell_ends_its_wait_and_leaves_a_pool_that_is_usable_or_e
     words = tmp_path / "words"
     os.mkfifo(words)
     held = os.open(words, os.O_RDWR)  # so that it isn't at its end while nobody writes
+    go = str(tmp_path / "go")  # by which a task waits until the cell has its future
+    os.mkfifo(go)
     hang = f"""\
 def hang(number):
+    if number == 2:
+        open({go!r}).close()
     if number:
         with open({str(words)!r}, "w") as pipe:
             pipe.write("here\\n")
@@ -175,7 +179,7 @@ def hang(number):
             [
                 "import os, threading\nfrom mpms import MPMS, Executor, TaskCancelled\n" + hang,
                 "executor = Executor(1)\nprint(executor.submit(hang, 0).result())",
-                "future = executor.submit(hang, 1)\nfuture.result()  # INTERRUPT",
+                f"future = executor.submit(hang, 2)\nopen({go!r}, 'w').close()\nfuture.result()  # INTERRUPT",
                 "print(future.done(), executor.submit(abs, -1).cancel())",
                 "executor.kill_workers()\nexecutor.shutdown()\nprint(type(future.exception()).__name__)",
                 "with MPMS(hang, processes=1, threads=1) as pool:\n    pool.put(1)  # INTERRUPT",
