@@ -99,7 +99,7 @@ class LocalEngine:
         self._lock = threading.Lock()  # guards admission: the limit, and all below up to the waiters
         self._changed = threading.Condition(self._lock)
         self._last = 0
-        self._ticketed = 0  # of these, those that came with a ticket
+        self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
         self._closed = False
         self._breakage: Breakage | None = None
         self._cancels: list[TaskId] = []
@@ -199,8 +199,8 @@ class LocalEngine:
                 self._records[task] = payload, shipped, args, kwargs, time.time(), ticket
                 if options is not None:
                     self._options[task] = options
-                if ticket is not None:
-                    self._ticketed += 1
+                if ticket is None:
+                    self.submitted += 1
                 self._inbox.append(task)
                 wakeup = self._wakeup
                 if wakeup is not None and wakeup.is_needed:
@@ -270,11 +270,6 @@ class LocalEngine:
 
     def unfinished(self) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         return [self._unfinished[task] for task in sorted(self._unfinished)]
-
-    @property
-    def submitted(self) -> int:
-        with self._lock:  # the two go together
-            return self._last - self._ticketed
 
     @property
     def broken(self) -> BaseException | None:
