@@ -451,6 +451,19 @@ def test_a_collector_that_finds_no_task_left_has_the_last_one(method: str, stage
     assert left == list(range(999, -1, -1))
 
 
+def test_counts_are_read_without_a_lock_as_a_handler_of_a_signal_does(method: str) -> None:
+    """It may come while the same thread is within ``put``."""
+    counts: list[int] = []
+    with MPMS(abs, processes=1, threads=1, start_method=method) as pool:
+        pool.put(1)
+        handler = threading.Thread(target=lambda: counts.extend([pool.total_count, len(pool) + pool.finish_count]))
+        with pool._engine._lock:  # type: ignore[attr-defined]
+            handler.start()
+            handler.join(30)
+            assert not handler.is_alive()
+        assert counts == [1, 1]
+
+
 def test_finish_count_counts_the_result_that_the_collector_has_in_hand(method: str) -> None:
     counts: list[int] = []
     with MPMS(abs, lambda meta, result: counts.append(meta.mpms.finish_count), 1, 1, start_method=method) as pool:

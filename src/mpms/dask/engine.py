@@ -67,7 +67,7 @@ class ClusterEngine:
         self._woken = False
         self._changed = threading.Condition(threading.Lock())  # its lock guards admission: all up to the waiters
         self._last = 0
-        self._ticketed = 0  # of these, those that came with a ticket
+        self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
         self._closed = False
         self._answers: dict[TaskId, list[_Answer]] = {}  # that callers of `cancel` wait for
         self._waiters = 0
@@ -119,7 +119,7 @@ class ClusterEngine:
             if self._closed:
                 raise self._refusal()
             self._last += 1
-            self._ticketed += ticket is not None
+            self.submitted += ticket is None
             task = TaskId(self._last)
             self._records[task] = payload, shipped, args, named, time.time(), ticket
             if options is not None:
@@ -184,11 +184,6 @@ class ClusterEngine:
 
     def unfinished(self) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         return [self._courier.unfinished[task] for task in sorted(self._courier.unfinished)]
-
-    @property
-    def submitted(self) -> int:
-        with self._changed:  # the two go together
-            return self._last - self._ticketed
 
     @property
     def broken(self) -> BaseException | None:
