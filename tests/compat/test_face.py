@@ -166,11 +166,13 @@ def test_tasks_see_the_names_of_process_and_thread(any_method: str) -> None:
 
 def test_workers_that_come_later_have_higher_numbers(method: str) -> None:
     with MPMS(identity, processes=1, threads=1, name="N", lifecycle=1, start_method=method) as pool:
+        seen = []
         for _ in range(3):
             pool.put()
-        pool.close()
-        seen = [result[0] for _, result in pool.iter_results()]
-    assert sorted(seen) == ["mpms-N-p1", "mpms-N-p2", "mpms-N-p3"]
+            seen.append(next(pool.iter_results())[1][0])
+    # A worker whose replacement is up before it has begun its only task leaves that to it.
+    numbers = [int(name.removeprefix("mpms-N-p")) for name in seen]
+    assert numbers == sorted(set(numbers))
 
 
 def test_titles_show_the_names_to_other_programs(any_method: str, stage: Stage) -> None:

@@ -43,7 +43,8 @@ def die_or_square(number: int, how: str = "") -> int:
 
 
 def meet_and_perhaps_die(word: int, address: str, how: str = "") -> object:
-    meet(address, word)
+    if address:
+        meet(address, word)
     if how:
         die(how)
     return word
@@ -67,16 +68,26 @@ def bytes_of(number: int, size: int) -> bytes:
 
 @pytest.mark.parametrize("how", WAYS)
 def test_a_task_that_ends_its_process_is_the_only_one_lost(any_method: str, how: str) -> None:
-    with MPMS(die_or_square, processes=2, threads=1, start_method=any_method) as pool:
+    with (
+        meeting() as place,
+        MPMS(meet_and_perhaps_die, processes=2, threads=1, start_method=any_method) as pool,
+    ):
         for number in range(20):
-            pool.put(number)
-        until(lambda: pool.finish_count == 20)  # a result that is just being sent would be at risk, too
-        for number in range(20, 40):
-            pool.put(number, how if number < 22 else "")
+            pool.put(number, "")
+        until(lambda: pool.finish_count == 20)
+        for number in range(20, 22):
+            pool.put(number, place.address, how)
+        # The others are put when both workers are in their last task: a result that is just being sent would be at
+        # risk, too.
+        guests = place.arrivals(2)
+        for number in range(22, 40):
+            pool.put(number, "")
+        for guest in guests:
+            guest.release()
         pool.close()
         got = results(pool)
     lost = {number: got.pop(number) for number in (20, 21)}
-    assert got == {number: number * number for number in range(40) if number not in (20, 21)}
+    assert got == {number: number for number in range(40) if number not in (20, 21)}
     for error in lost.values():
         assert isinstance(error, WorkerCrashed)
         assert error.exitcode == EXIT_CODES[how]
