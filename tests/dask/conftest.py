@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,10 +84,19 @@ def nothing_is_left(client: Any) -> Iterator[None]:
     come and go as it likes."""
     watch = Watch()
     yield
-    left = watch.left()
-    left.pop("descriptors", None)
-    left["threads"] = {name for name in left.get("threads", ()) if not name.startswith("Dask-")}
-    assert left == {"threads": set()}
+
+    def left() -> dict[str, set[str]]:
+        left = watch.left()
+        left.pop("descriptors", None)
+        left["threads"] = {name for name in left.get("threads", ()) if not name.startswith("Dask-")}
+        return left
+
+    # The engines were stopped, and a stop waits for the machines' workers for a third of a second only: those that were
+    # just starting on a busy machine end on their own.
+    deadline = time.monotonic() + 10
+    while "children" in left() and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert left() == {"threads": set()}
 
 
 @pytest.fixture
