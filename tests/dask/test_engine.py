@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from mpms.config import Hook
 from mpms.dask import Capability, DaskEngine
 from mpms.dask.engine import ClusterEngine
 from mpms.dask.machine import Machine
+from mpms.dask.pace import Pace
 from mpms.errors import TaskCancelled
 from mpms.ids import TaskId, TaskOptions
 from mpms.outcome import Cancelled, Crashed, Raised, Returned, TimedOut
@@ -206,23 +209,82 @@ def test_what_waits_is_cancelled_and_what_runs_is_not(make: Make, gate: NewGate)
     assert not engine.cancel(waiting[0], 1.0)
 
 
-def test_what_waits_on_a_machine_is_cancelled_there(make: Make, gate: NewGate) -> None:
+def test_what_waits_on_a_machine_is_cancelled_there(
+    make: Make, gate: NewGate, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Pace, "room", lambda self, machines, parcels, tasks: 6 - tasks)
     engine, sink = make(_hold_or_same, processes=1, threads=1)
-    for number in range(300):  # quick ones, after which parcels are large
-        engine.submit((number,), {})
-    assert engine.wait_queued(PATIENCE)
     held = gate()
     first = engine.submit((held.path,), {})
-    behind = [engine.submit((number,), {}) for number in range(5)]
     held.wait_for_task()
+    behind = [engine.submit((number,), {}) for number in range(5)]
+    until(lambda: sum(client.run(_tasks_there).values()) == 4)  # as many as Dask has threads; two are with Dask
     cancelled = [task for task in behind if engine.cancel(task, PATIENCE)]
     held.open()
     finish(engine)
     outcomes = sink.outcomes()
-    assert len(outcomes) == 306
+    assert len(outcomes) == 6
     assert cancelled == behind
     assert all(isinstance(outcomes[task], Cancelled) for task in cancelled)
     assert outcomes[first] == Returned(held.path)
+    assert refused_by_dask(caplog) == []
+
+
+def test_what_is_cancelled_while_a_machine_claims_it_never_runs(make: Make, gate: NewGate, client: Client) -> None:
+    engine, sink = make(_hold_or_same, processes=1, threads=1)
+    claimed = gate()
+    client.run(_hold_claims, claimed.path)
+    try:
+        task = engine.submit((1,), {})
+        claimed.wait_for_task()
+        answers: list[bool] = []
+        canceller = threading.Thread(target=lambda: answers.append(engine.cancel(task, PATIENCE)))
+        canceller.start()
+        until(lambda: sum(client.run(_unwanted_there).values()) == 1)
+        claimed.open()
+        canceller.join(PATIENCE)
+    finally:
+        client.run(_hold_claims, None)
+    finish(engine)
+    assert answers == [True]
+    assert isinstance(sink.outcomes()[task], Cancelled)
+
+
+def _hold_claims(path: str | None) -> None:
+    """Have machines wait with what they have claimed."""
+
+    async def claim(machine: Machine, key: str) -> bool:
+        granted = await claim_at_once(machine, key)
+        await asyncio.to_thread(tasks.hold, path)
+        return granted
+
+    claim_at_once = getattr(Machine._claim, "claim_at_once", Machine._claim)
+    claim.claim_at_once = claim_at_once  # type: ignore[attr-defined]
+    Machine._claim = claim if path else claim_at_once  # type: ignore[method-assign]
+
+
+def _unwanted_there(dask_worker: Any) -> int:
+    return sum(len(plugin._unwanted) for plugin in dask_worker.plugins.values() if isinstance(plugin, Machine))
+
+
+def test_at_a_stop_machines_are_told_to_kill_what_runs(
+    make: Make, gate: NewGate, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, sink = make(tasks.hold, processes=1, threads=1)
+    held = gate()
+    task = engine.submit((held.path,), {})
+    held.wait_for_task()
+    engine.stop(0.0)
+    assert engine.wait_stopped(PATIENCE)
+    outcome = sink.outcomes()[task]
+    assert isinstance(outcome, Cancelled)
+    assert outcome.error.started
+    assert refused_by_dask(caplog) == []
+
+
+def refused_by_dask(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What machines were asked to run, and Dask has not taken."""
+    return [text for text in caplog.messages if text.startswith("broadcast to") and " failed" in text]
 
 
 def _hold_or_same(value: Any) -> Any:

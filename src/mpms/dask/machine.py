@@ -69,6 +69,8 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
         self._claims: list[tuple[str, asyncio.Future[bool]]] = []
         self._claiming = self._posting = self._woken = False
         self._tasks: dict[TaskId, TaskId] = {}  # number with the client → number in the pool
+        self._coming: set[TaskId] = set()  # of parcels that are being claimed
+        self._unwanted: set[TaskId] = set()  # of these, those that were cancelled meanwhile
         self._figures, self._looked = Figures(), 0.0
         self._background: set[asyncio.Task[None]] = set()  # an event loop holds its tasks weakly
         method: StartMethod = self._method or ("spawn" if sys.platform == "darwin" else "forkserver")
@@ -96,7 +98,15 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
         if missing:
             await self._send(Answer(self._worker.address, (), {}, self._look(), missing=(key, sorted(missing))))
             return
-        if not await self._claim(key):
+        coming = {task for task, *_ in parcel.tasks}
+        self._coming |= coming
+        try:
+            granted = await self._claim(key)
+        finally:
+            self._coming -= coming
+            unwanted = self._unwanted & coming
+            self._unwanted -= coming
+        if not granted:
             return
         lease = _Lease(self, key, len(parcel.tasks))
         for task, payload, number, options in parcel.tasks:
@@ -112,6 +122,8 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
                 self.settle(lease, task, Broken(error))
             except RuntimeError:  # closed: this machine is about to leave
                 self.settle(lease, task, GivenBack())
+        if unwanted:
+            self.cancel(sorted(unwanted))
         while len(self._functions) > _FUNCTIONS_MOST:
             self._functions.popitem(last=False)
         if len(parcel.tasks) > 1:
@@ -227,6 +239,8 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
         for task in tasks:
             if task in self._tasks:
                 self._pool.cancel(self._tasks[task])
+            elif task in self._coming:
+                self._unwanted.add(task)
 
     def stop(self) -> None:
         self._pool.stop(0.0)
@@ -295,13 +309,16 @@ async def stacks_of(name: str, dask_worker: Any) -> Any:
     return [] if machine is None else await asyncio.to_thread(machine.stacks)
 
 
-def cancel_at(name: str, tasks: list[TaskId], dask_worker: Any) -> None:
+# For these two the client doesn't wait, which Dask allows with coroutines only.
+
+
+async def cancel_at(name: str, tasks: list[TaskId], dask_worker: Any) -> None:
     machine = dask_worker.plugins.get(name)
     if machine is not None:
         machine.cancel(tasks)
 
 
-def stop_at(name: str, dask_worker: Any) -> None:
+async def stop_at(name: str, dask_worker: Any) -> None:
     machine = dask_worker.plugins.get(name)
     if machine is not None:
         machine.stop()
