@@ -21,7 +21,7 @@ from .runner import ROOT, Bench, Measurement, Status, calibrate, measure, rounds
 from .scenarios import SCENARIOS
 from .systems import SYSTEMS
 
-__all__ = ["main"]
+__all__ = ["about", "main", "say"]
 
 # The most telling ones, in two minutes: about a second and a half for each measurement.
 QUICK_SCENARIOS = ("stream", "futures", "bulk", "latency", "bytes-64k", "first", "strength", "join")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pythons={"bench": Path(sys.executable), "2.6": options.old_python},
     )
     count = options.rounds or (1 if options.quick else 3)
-    results = Results(_about(count, bench.seconds))
+    results = Results(about(count, bench.seconds))
     try:
         _measure_all(bench, plan, count, results)
     except KeyboardInterrupt:
@@ -103,10 +103,10 @@ def _measure_all(bench: Bench, plan: dict[str, list[str]], count: int, results: 
         results.add(scenario, contender, measurement)
         if measurement.version:
             results.about["versions"][contender] = measurement.version
-        _say(f"{time.monotonic() - start:5.0f} s  {done}/{total}  {scenario:<10}  {contender:<20}", measurement)
+        say(f"{time.monotonic() - start:5.0f} s  {done}/{total}  {scenario:<10}  {contender:<20}", measurement)
 
 
-def _say(what: str, measurement: Measurement) -> None:
+def say(what: str, measurement: Measurement) -> None:
     figures = "  ".join(f"{key} {shown(value)}" for key, value in measurement.figures.items())
     state = "" if measurement.status is Status.OK else f"{measurement.status.value} {measurement.detail}"
     print(f"{what}  {figures}  {state}".rstrip(), file=sys.stderr, flush=True)
@@ -123,7 +123,7 @@ def _write(results: Results, output: Path) -> None:
     print(f"written: {output}.md, .json and .svg", file=sys.stderr)
 
 
-def _about(count: int, seconds: float) -> dict[str, Any]:
+def about(count: int, seconds: float) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "revision": _revision(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .floors import FLOORS
+from .growth import measure_of
 from .measuring import LostTasks, Run, Unavailable
 from .runner import Job, Status
 from .scenarios import SCENARIOS
@@ -74,7 +75,7 @@ def _measure(job: Job, record: Any) -> str:
     elif importlib.util.find_spec(system.module) is None:
         raise _NotInstalled(system.module)
     run = Run(system, job.seconds, job.loops, record, job.patience)
-    SCENARIOS[job.scenario].measure(run)
+    (measure_of(job.scenario) or SCENARIOS[job.scenario].measure)(run)
     return metadata.version(system.distribution) if system.distribution else ""
 
 
