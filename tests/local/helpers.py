@@ -89,6 +89,15 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         pass
 
 
+def stop(pid: int) -> None:
+    """Stop the process, and return when all its threads are: with the signal sent, some run on for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    until(
+        lambda: all("T (stopped)" in file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status")),
+        every=0.001,
+    )
+
+
 def announce_and_hold_the_gil(address: str, word: object = None) -> None:
     """Come to the test from within one call of C code that never returns: when it sees us, the GIL is held."""
     with socket.socket(socket.AF_UNIX) as sock:

@@ -20,7 +20,7 @@ from mpms.local.engine import LocalEngine
 from mpms.outcome import Broken, Cancelled, Outcome, Returned
 
 from ..contract.conftest import Recorder, Slip
-from .helpers import PATIENCE, Meeting, Stopwatch, kill, meet, meeting, note, noted, until
+from .helpers import PATIENCE, Meeting, Stopwatch, kill, meet, meeting, note, noted, stop, until
 
 Open = Callable[..., tuple[LocalEngine, Recorder]]
 
@@ -118,7 +118,7 @@ def test_what_a_dead_worker_had_not_started_is_cancelled_and_not_sent_again(open
     with meeting() as place:
         _, *behind = send_behind(engine, place, log)
         [pid] = [info.pid for info in engine.workers() if info.pid is not None]
-        os.kill(pid, signal.SIGSTOP)  # so that it can't answer
+        stop(pid)  # so that it can't answer
         assert engine.cancel(behind[0]) is False
         kill(pid)
         until(lambda: not engine.pending())
@@ -186,7 +186,7 @@ def test_a_stopped_worker_is_not_waited_for_longer_than_was_asked_for(open_engin
     with meeting() as place:
         held, *behind = send_behind(engine, place, log)
         [pid] = [info.pid for info in engine.workers() if info.pid is not None]
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         with Stopwatch() as watch:
             assert engine.cancel(held, 0.2) is False
             assert engine.cancel(behind[0], 0.2) is False
@@ -205,7 +205,7 @@ def test_who_waits_for_an_answer_has_it_when_the_pool_is_stopped(open_engine: Op
     answers: list[bool] = []
     with meeting() as place:
         held = engine.submit((place.address, "holds"), {}, function=meet)
-        os.kill(place.arrive().pid, signal.SIGSTOP)
+        stop(place.arrive().pid)
         waiter = threading.Thread(target=lambda: answers.append(engine.cancel(held, 2 * PATIENCE)))
         waiter.start()
         until(lambda: any("CancelRequested" in line for line in engine.story()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import signal
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from mpms import MPMS, TaskTimeout
 
-from .helpers import Stopwatch, announce, hold_the_gil, meet, meeting, note, noted, promised, results
+from .helpers import Stopwatch, announce, hold_the_gil, meet, meeting, note, noted, promised, results, stop
 
 
 def hang(word: object, address: str = "") -> None:
@@ -294,7 +293,7 @@ def test_a_stopped_worker_times_out_without_a_stack(method: str) -> None:
     options: dict[str, Any] = {"processes": 1, "threads": 1, "worker_graceful_die_timeout": 0.2}
     with meeting() as place, MPMS(hang_or_meet, start_method=method, task_timeout=0.4, **options) as pool:
         pool.put("it", place.address)
-        os.kill(place.arrive().pid, signal.SIGSTOP)
+        stop(place.arrive().pid)
         pool.put("next")
         pool.close()
         got = results(pool)

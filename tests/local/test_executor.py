@@ -19,7 +19,7 @@ import pytest
 from mpms import Executor, Future, PoolBroken, RemoteTraceback, TaskCancelled, TaskTimeout, WorkerCrashed
 from mpms.local.link import _FUNCTIONS_MOST
 
-from .helpers import PATIENCE, Stopwatch, die, meet, meeting, note, noted, until
+from .helpers import PATIENCE, Stopwatch, die, meet, meeting, note, noted, stop, until
 from .stage import Stage
 
 
@@ -302,7 +302,7 @@ def test_a_task_of_a_stopped_worker_is_cancelled_when_it_is_given_back(single: E
     stage.hear()
     [worker] = single.workers()
     assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGSTOP)
+    stop(worker.pid)
     try:
         with Stopwatch() as watch:
             asked = behind[0].cancel()

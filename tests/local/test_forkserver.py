@@ -27,6 +27,7 @@ from .helpers import (
     promised,
     results,
     still_alive,
+    stop,
     until,
 )
 
@@ -196,7 +197,7 @@ def test_a_stopped_fork_server_does_not_hold_up_a_shutdown(any_method: str) -> N
         pool.put(2, place.address)
         guests = place.arrivals(4)
         workers, server = pids(pool), fork_server(pool)
-        os.kill(server, signal.SIGSTOP)
+        stop(server)
         with Stopwatch() as watch:
             assert pool.graceful_shutdown(0.2) is False
         assert watch.seconds < promised(1.5)
@@ -212,7 +213,7 @@ def test_a_stopped_fork_server_of_an_idle_pool_does_not_hold_up_a_shutdown(metho
     pool = MPMS(meet_or_return, processes=2, threads=1, start_method=method)
     pool.start()
     workers, server = at_full_strength(pool), fork_server(pool)
-    os.kill(server, signal.SIGSTOP)
+    stop(server)
     with Stopwatch() as watch:
         pool.graceful_shutdown(0.3)
     assert watch.seconds < promised(1.8)

@@ -17,6 +17,7 @@ from .helpers import (
     meeting,
     pids,
     program,
+    stop,
     until,
 )
 from .test_orphans import POOL
@@ -52,7 +53,7 @@ def test_a_shutdown_with_a_stopped_worker_returns_as_soon(any_method: str) -> No
     with meeting() as place, MPMS(meet, processes=2, threads=1, start_method=any_method) as pool:
         for word in range(5):
             pool.put(place.address, word)
-        os.kill(place.arrivals(2)[0].pid, signal.SIGSTOP)
+        stop(place.arrivals(2)[0].pid)
         with Stopwatch() as watch:
             assert pool.graceful_shutdown(0.2) is False
         assert watch.seconds < 0.2 + 0.5

@@ -8,14 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mpms import MPMS, TaskCancelled
 
-from .helpers import promised
+from .helpers import promised, still_alive, stop
 from .stage import Stage
 
 SLACK = 0.5
@@ -28,15 +27,6 @@ def shut_down(pool: MPMS, timeout: float) -> bool:
     took = time.monotonic() - began
     assert took < timeout + promised(SLACK)
     return done
-
-
-def stop(pid: int) -> None:
-    """Stop the process, and return when all its threads are: the signal alone takes its time."""
-    os.kill(pid, signal.SIGSTOP)
-    until = time.monotonic() + 20
-    while any("T (stopped)" not in file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status")):
-        assert time.monotonic() < until
-        os.sched_yield()
 
 
 def hang_in_python(stage: Stage) -> None:
@@ -302,5 +292,4 @@ def test_what_a_killed_task_has_started_ends_with_it(method: str, stage: Stage) 
     pool.put()
     (pid,) = stage.hear()
     assert shut_down(pool, 0.1) is False
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+    assert still_alive([int(pid)], promised(1)) == []

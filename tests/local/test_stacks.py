@@ -21,7 +21,19 @@ from mpms.engine import ThreadStack, WorkerStacks
 from mpms.local.stacks import take_stacks
 from mpms.wire.messages import ASK_SIGNAL
 
-from .helpers import Stopwatch, announce, at_full_strength, hold_the_gil, meet, meeting, pids, program, promised, until
+from .helpers import (
+    Stopwatch,
+    announce,
+    at_full_strength,
+    hold_the_gil,
+    meet,
+    meeting,
+    pids,
+    program,
+    promised,
+    stop,
+    until,
+)
 
 
 def meet_here(word: int, address: str) -> object:
@@ -67,7 +79,7 @@ def stacks_with_tasks(pool: MPMS, wanted: set[int]) -> list[WorkerStacks]:
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from .helpers import (
     promised,
     results,
     still_alive,
+    stop,
 )
 
 
@@ -47,7 +48,7 @@ def test_what_runs_in_a_stopped_worker_times_out_and_the_others_go_on(any_method
             pool.put(word, log, place.address)
         guests = place.arrivals(4)
         stopped = guests[0].pid
-        os.kill(stopped, signal.SIGSTOP)
+        stop(stopped)
         with Stopwatch() as watch:
             for guest in guests:
                 if guest.pid != stopped:
@@ -72,7 +73,7 @@ def test_tasks_sent_to_a_worker_that_is_stopped_before_it_reads_them_run_elsewhe
     log = str(tmp_path / "starts")
     with MPMS(note_and_perhaps_meet, processes=2, threads=2, start_method=method, task_timeout=0.5) as pool:
         stopped = min(at_full_strength(pool))
-        os.kill(stopped, signal.SIGSTOP)
+        stop(stopped)
         with Stopwatch() as watch:
             for word in range(30):
                 pool.put(word, log)
@@ -86,7 +87,7 @@ def test_a_stopped_worker_that_goes_on_in_time_loses_nothing(method: str) -> Non
     with meeting() as place, MPMS(meet, processes=1, threads=2, start_method=method, task_timeout=60) as pool:
         pool.put(place.address, 1)
         guest = place.arrive()
-        os.kill(guest.pid, signal.SIGSTOP)
+        stop(guest.pid)
         pool.put(place.address, 2)
         guest.release()
         os.kill(guest.pid, signal.SIGCONT)
@@ -112,7 +113,7 @@ def test_with_retries_the_tasks_of_a_stopped_worker_have_their_results(method: s
     ):
         pool.put(place.address, "again")
         guest = place.arrive()
-        os.kill(guest.pid, signal.SIGSTOP)
+        stop(guest.pid)
         other = place.arrive()
         assert other.pid != guest.pid
         other.release()
@@ -126,7 +127,7 @@ def test_a_stopped_worker_does_not_delay_a_shutdown(any_method: str) -> None:
             pool.put(place.address, word)
         guests = place.arrivals(2)
         for guest in guests:
-            os.kill(guest.pid, signal.SIGSTOP)
+            stop(guest.pid)
         with Stopwatch() as watch:
             assert not pool.graceful_shutdown(0.2)
         assert watch.seconds < promised(0.7)
@@ -138,7 +139,7 @@ def test_a_stopped_worker_does_not_delay_a_shutdown(any_method: str) -> None:
 def test_an_idle_stopped_worker_delays_join_no_longer_than_start_timeout(method: str) -> None:
     pool = MPMS(meet, processes=2, threads=1, start_method=method, start_timeout=1.0)
     pool.start()
-    os.kill(min(at_full_strength(pool)), signal.SIGSTOP)
+    stop(min(at_full_strength(pool)))
     with Stopwatch() as watch:
         pool.join()
     assert watch.seconds < promised(4)
@@ -148,7 +149,7 @@ def test_a_stopped_fork_server_does_not_delay_a_shutdown(any_method: str) -> Non
     with meeting() as place, MPMS(meet, processes=2, threads=1, start_method=any_method) as pool:
         pool.put(place.address, 1)
         guest = place.arrive()
-        os.kill(fork_server(pool), signal.SIGSTOP)
+        stop(fork_server(pool))
         with Stopwatch() as watch:
             assert not pool.graceful_shutdown(0.2)
         assert watch.seconds < promised(0.8)
