@@ -11,7 +11,7 @@ A single thread owns it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
@@ -19,6 +19,7 @@ from typing import TypeAlias
 from ..ids import Seq, TaskId, WorkerId
 from . import policy
 from .dispatch import Dispatcher
+from .fates import Fates
 from .fleet import Fleet, Killed, Retiring, Serving, Starting, Worker
 from .limits import Limits
 from .messages import (
@@ -27,11 +28,9 @@ from .messages import (
     Broke,
     CancelRequested,
     Closed,
-    Crash,
     DumpStacks,
     Effect,
     Event,
-    Fail,
     FreeMemorySeen,
     Interrupt,
     Keep,
@@ -46,14 +45,10 @@ from .messages import (
     Resized,
     ResultsArrived,
     Retire,
-    Retried,
-    Settle,
     Stopped,
     StopRequested,
     TasksReturned,
     TasksSubmitted,
-    Timeout,
-    Verdict,
     Withdrawn,
     WorkerDue,
     WorkerDying,
@@ -115,8 +110,8 @@ class PoolMachine:
         self.story = story or Story()
         self.mode: Mode = Open()
         self._dispatcher = Dispatcher(limits, self.ledger, self.fleet)
+        self._fates = Fates(limits, self.ledger, self._dispatcher.limit_of)
         self._staffing = Staffing(limits, self.ledger, self.fleet)
-        self._failed = 0  # tasks whose outcome is no value
         self._restless = True  # something has happened that is more than tasks that come and go
         self._quiet_until = 0.0  # and if not, nothing is due before this
         self._out: list[Effect] = []
@@ -125,9 +120,11 @@ class PoolMachine:
 
     def handle(self, events: Sequence[Event], now: float) -> list[Effect]:
         """Take what happened since the last call and return what to do, in this order."""
-        self._out = out = list[Effect]()
+        self._out = self._fates.out = out = list[Effect]()
         for event in events:
             self._take(event, now)
+        if self._fates.are_enough:
+            self._stop(now)
         if self._restless or now >= self._quiet_until or not (self.ledger.waiting or isinstance(self.mode, Open)):
             self._advance(now)
             self._rest()
@@ -226,30 +223,10 @@ class PoolMachine:
         worker = self.fleet.workers.get(event.worker)
         if worker is None:
             return
-        # What isn't there is late: it timed out, and has its outcome.
-        take = worker.sent.pop
-        settled = [(task, seq) for seq in event.seqs if (task := take(seq, None)) is not None]
-        if worker.hung or worker.interrupted:
-            for _, seq in settled:
-                worker.hung.pop(seq, None)
-                worker.interrupted.pop(seq, None)
-        retried = 0
-        if event.retry:
-            again = [(task, seq) for task, seq in settled if seq in event.retry and self._has_attempts(task)]
-            for task, seq in again:
-                self._retry(task, seq, None, now)
-            retried = len(again)
-            settled = [pair for pair in settled if pair not in again]
-        self.ledger.settle_all(settled)
+        if self._fates.finish(worker, event, now):
+            self._restless = True
         worker.finished(len(event.seqs), now)
         self._staffing.did_something()
-        if settled:
-            self._out.append(Settle(settled))
-        # No more than were settled: the failure of one that is late was its timeout.
-        self._note_failures(min(event.failed - retried, len(settled)), now)
-
-    def _has_attempts(self, task: TaskId) -> bool:
-        return self.ledger.attempts(task) <= self._retries(task)
 
     def _ready(self, id: WorkerId) -> None:
         worker = self.fleet.workers.get(id)
@@ -265,14 +242,14 @@ class PoolMachine:
         worker.recalling = False
         back = [seq for seq in worker.sent if seq >= floor]
         worker.dispatched -= len(back)
-        self._put_back([worker.sent.pop(seq) for seq in back], now)
-        self._keep(worker.sent.values())
+        self._fates.put_back([worker.sent.pop(seq) for seq in back])
+        self._fates.keep(worker.sent.values())
 
     def _cancel(self, tasks: Sequence[TaskId] | None, now: float) -> None:
         sent = {task: worker for worker in self.fleet.workers.values() for task in worker.sent.values()}
         if tasks is None:
             for task in self.ledger.drop_all():
-                self._fail(task, None, Withdrawn(), now)
+                self._fates.fail(task, None, Withdrawn())
             tasks = list(sent)
         kept = []
         for task in tasks:
@@ -280,7 +257,7 @@ class PoolMachine:
                 self.ledger.unwanted.add(task)
                 self._recall(sent[task])
             elif self.ledger.withdraw(task):
-                self._fail(task, None, Withdrawn(), now)
+                self._fates.fail(task, None, Withdrawn())
             else:
                 kept.append(task)
         if kept:
@@ -291,22 +268,6 @@ class PoolMachine:
         if not worker.recalling:
             worker.recalling = True
             self._out.append(Recall(worker.id, next(reversed(worker.sent))))
-
-    def _put_back(self, tasks: Sequence[TaskId], now: float) -> None:
-        """They had not started."""
-        if not self.ledger.unwanted.isdisjoint(tasks):
-            dropped = self.ledger.unwanted.intersection(tasks)
-            for task in sorted(dropped):
-                self._fail(task, None, Withdrawn(), now)
-            tasks = [task for task in tasks if task not in dropped]
-        self.ledger.put_back(tasks)
-
-    def _keep(self, tasks: Iterable[TaskId]) -> None:
-        """They have started: that is too late to cancel them."""
-        started = self.ledger.unwanted.intersection(tasks)
-        if started:
-            self.ledger.unwanted -= started
-            self._out.append(Keep(sorted(started)))
 
     def _due(self, id: WorkerId, threads: int, now: float) -> None:
         worker = self.fleet.workers.get(id)
@@ -380,24 +341,9 @@ class PoolMachine:
         if isinstance(self.mode, Abandoning | Breaking):
             for seq, task in worker.sent.items():
                 started = seq <= event.watermark
-                self._fail(task, seq, LostCause() if isinstance(self.mode, Breaking) else AbandonedTask(started), now)
+                self._fates.fail(task, seq, LostCause() if isinstance(self.mode, Breaking) else AbandonedTask(started))
             return
-        self._put_back([task for seq, task in worker.sent.items() if seq > event.watermark], now)
-        killed = isinstance(worker.phase, Killed) and not worker.is_suspicious
-        for seq, task in reversed(worker.sent.items()):  # the oldest last, so that it is in front again
-            if seq > event.watermark:
-                continue
-            if seq in worker.hung:
-                self._timed_out(worker, seq, task, now)
-            elif event.blamed == seq:
-                self._crashed(worker, seq, task, now, blamed=True)
-            elif event.blamed is not None or worker.overdue:
-                self._bereaved(worker, seq, task, now)
-            elif killed:
-                self._crashed(worker, seq, task, now, blamed=False)
-            else:  # somebody in it did it, and who is known only if there was nobody else
-                self._crashed(worker, seq, task, now, blamed=True if worker.ward else None)
-        self._keep(worker.sent.values())
+        self._fates.bury(worker, event, now)
         match worker.phase:
             case Starting():
                 self._start_failed(worker, now)
@@ -418,53 +364,6 @@ class PoolMachine:
         self._staffing.start_failed(worker, now)
         if self._staffing.is_hopeless:
             self._break()
-
-    # What becomes of a task
-
-    def _retries(self, task: TaskId) -> int:
-        own = self.ledger.of(task).retries
-        return self.limits.retries if own is None else own
-
-    def _crashed(self, worker: Worker, seq: Seq, task: TaskId, now: float, *, blamed: bool | None) -> None:
-        attempts = self.ledger.attempts(task)
-        verdict = Crash(worker.id, blamed, attempts)
-        if self._has_attempts(task) and self.limits.retry_crashes:
-            self._retry(task, seq, verdict, now, suspect=blamed is not False)
-        else:
-            self._fail(task, seq, verdict, now)
-
-    def _bereaved(self, worker: Worker, seq: Seq, task: TaskId, now: float) -> None:
-        """Another task ended the worker, and pays for it."""
-        if self._retries(task) and self.limits.retry_crashes:
-            self.ledger.try_again(task)
-        else:
-            self._fail(task, seq, Crash(worker.id, False, self.ledger.attempts(task)), now)
-
-    def _timed_out(self, worker: Worker, seq: Seq, task: TaskId, now: float) -> None:
-        attempts = self.ledger.attempts(task)
-        verdict = Timeout(worker.id, self._dispatcher.limit_of(task) or 0.0, attempts)
-        if self._has_attempts(task) and self.limits.retry_timeouts:
-            self._retry(task, seq, verdict, now)
-        else:
-            self._fail(task, seq, verdict, now)
-
-    def _retry(self, task: TaskId, seq: Seq, verdict: Verdict | None, now: float, *, suspect: bool = False) -> None:
-        self._restless = True
-        delay = policy.backoff(self.limits, task, self.ledger.count_attempt(task))
-        self.ledger.try_again(task, now + delay if delay else None, suspect=suspect)
-        self._out.append(Retried(task, seq, verdict))
-        self._keep([task])
-
-    def _fail(self, task: TaskId, seq: Seq | None, verdict: Verdict, now: float) -> None:
-        self.ledger.settle(task)
-        self._out.append(Fail(task, seq, verdict))
-        if isinstance(verdict, Crash | Timeout):
-            self._note_failures(1, now)
-
-    def _note_failures(self, count: int, now: float) -> None:
-        self._failed += count
-        if count and policy.stop_due(self.limits, self._failed, self.ledger.settled):
-            self._stop(now)
 
     # Ends
 
@@ -513,11 +412,13 @@ class PoolMachine:
     def _advance(self, now: float) -> None:
         if isinstance(self.mode, Ended):
             for task in self.ledger.drop_all():  # accepted just before the news got about
-                self._fail(task, None, LostCause(), now)
+                self._fates.fail(task, None, LostCause())
             return
         self.ledger.wake(now)
         for worker in list(self.fleet.workers.values()):
             self._watch(worker, now)
+        if self._fates.are_enough:
+            self._stop(now)
         if isinstance(self.mode, Stopping) and now >= self.mode.deadline:
             self.mode = Abandoning()
         self._dispatcher.rest()
@@ -562,7 +463,7 @@ class PoolMachine:
 
     def _abandon(self, verdict: AbandonedTask | LostCause, now: float) -> None:
         for task in self.ledger.drop_all():
-            self._fail(task, None, verdict, now)
+            self._fates.fail(task, None, verdict)
         for worker in self.fleet.workers.values():
             self._kill(worker, "stopped")
             self._await_end(worker, now + policy.KILL_SECONDS)
@@ -573,7 +474,7 @@ class PoolMachine:
             if now >= since + policy.DUMP_SECONDS and seq in worker.sent:
                 # Out of `sent`: a result that comes later is late.
                 del worker.hung[seq]
-                self._timed_out(worker, seq, worker.sent.pop(seq), now)
+                self._fates.time_out(worker, seq, worker.sent.pop(seq), now)
         if worker.check_at is not None and now >= worker.check_at:
             worker.check_at = None
             self._out.append(ReadBoard(worker.id))
@@ -598,7 +499,7 @@ class PoolMachine:
                 del self.fleet.workers[worker.id]
                 verdict = LostCause() if isinstance(self.mode, Breaking) else AbandonedTask(started=True)
                 for seq, task in worker.sent.items():
-                    self._fail(task, seq, verdict, now)
+                    self._fates.fail(task, seq, verdict)
             case _:
                 pass
 
