@@ -23,11 +23,11 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format pytest test-all fuzz coverage bench bench-quick bench-self bench-micro clean \
+.PHONY: help demo test lint format pytest test-all fuzz coverage bench bench-quick bench-self bench-growth bench-micro clean \
     environments-bench
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## parse every Python file of this Python in a pool (ARGS="--chaos": while workers are killed)
 	@$(bin)/mpms demo $(ARGS)
@@ -82,6 +82,10 @@ bench-self: ## this checkout beside another revision (BASE=REV); fails if it has
 	@test -n "$(BASE)" || { echo 'Beside which revision? make bench-self BASE=REV' >&2; exit 1; }
 	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.installed-bench
 	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS) $(BASE)
+
+bench-growth: ## how mpms grows with processes, threads, waiting tasks and sizes: benchmarks/results/growth.*
+	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.installed-bench
+	.venv-bench/bin/python -m benchmarks.growth $(BENCH_ARGS)
 
 bench-micro: ## the hot functions alone, by pyperf
 	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.installed-bench

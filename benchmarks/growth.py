@@ -165,7 +165,7 @@ SERIES: dict[str, Series] = {
 def measure_of(scenario: str) -> Callable[[Run], None] | None:
     """Of a point, named as ``threads=8``."""
     name, _, x = scenario.partition("=")
-    return (lambda run: SERIES[name].measure(run, int(x))) if name in SERIES else None
+    return (lambda run: SERIES[name].measure(run, int(x))) if x and name in SERIES else None
 
 
 # The run
