@@ -115,11 +115,11 @@ def test_payloads_are_bytes_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "wanted"), [(100, 1 << 16), (1 << 16, 1 << 16), (200_000, 200_000), (20_000_000, 1 << 20)]
+    ("length", "wanted"), [(100, 3 << 15), (1 << 16, 3 << 15), (200_000, 200_000), (20_000_000, 1 << 20)]
 )
 def test_more_is_wanted_while_a_large_message_is_under_way(length: int, wanted: int) -> None:
     decoder = Decoder()
-    assert decoder.wanted == 1 << 16
+    assert decoder.wanted == 3 << 15
     stream = encode(1, 1, bytes(length))
     assert decoder.feed(stream[: HEADER.size]) == []
     assert decoder.wanted == wanted
@@ -127,8 +127,8 @@ def test_more_is_wanted_while_a_large_message_is_under_way(length: int, wanted: 
     while at < len(stream):
         size = decoder.wanted
         missing = len(stream) - at
-        assert size == min(max(missing, 1 << 16), 1 << 20)
+        assert size == min(max(missing, 3 << 15), 1 << 20)
         got = decoder.feed(stream[at : at + size])
         at += size
     assert [len(payload) for _, _, payload in got] == [length]
-    assert decoder.wanted == 1 << 16
+    assert decoder.wanted == 3 << 15
