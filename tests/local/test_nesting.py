@@ -223,11 +223,13 @@ def test_the_results_of_one_pool_may_be_the_tasks_of_another(method: str) -> Non
 # A fork of the user's
 
 FORKS = """
+import warnings
 from tests.local.helpers import at_full_strength, results
 from tests.local.test_nesting import square
 pool = MPMS(square, processes=2, threads=1, start_method=sys.argv[1])
 pool.put(1)
 before = at_full_strength(pool)
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: to fork beside threads is what this is about
 child = os.fork()
 if not child:
     try:
