@@ -113,11 +113,7 @@ class Launcher:
     def start(self, worker: WorkerId, name: str) -> Link:
         """Ask for a worker. It is born when the server has loaded the job."""
         link, theirs = open_link(worker, name, self._shipment.job.threads)
-        try:
-            directory: str | None = os.getcwd()
-        except FileNotFoundError:
-            directory = None
-        birth = Birth(name=name, environ=dict(os.environ), directory=directory)
+        birth = Birth(name=name, environ=dict(os.environ), directory=_directory())
         for fd in theirs:
             descriptors.own(fd)
         self._out.append((encode(BEAR, worker, pickle.dumps(birth, 5)), theirs))
@@ -272,6 +268,7 @@ class _Subprocess(_Server):
                 [multiprocessing.spawn.get_executable(), *interpreter_flags(), "-c", code],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), told, *shipment.inherited],
+                cwd=None if _directory() else "/",  # Python 3.13.0 can't even import socket in one that is gone
                 start_new_session=True,  # Ctrl-C on the terminal is the parent's to answer
             )
         finally:
@@ -322,11 +319,15 @@ def _be_clone(theirs: socket.socket, job: Job) -> None:
     clone(theirs.detach(), job)
 
 
-def _setup(shipment: Shipment) -> Setup:
+def _directory() -> str | None:
     try:
-        directory: str | None = os.getcwd()
+        return os.getcwd()
     except FileNotFoundError:
-        directory = None
+        return None
+
+
+def _setup(shipment: Shipment) -> Setup:
+    directory = _directory()
     return Setup(
         path=[str(path) or directory or "" for path in sys.path],
         argv=sys.argv,
