@@ -14,7 +14,7 @@ import pytest
 
 from mpms import MPMS, TaskCancelled
 
-from .helpers import promised, still_alive, stop
+from .helpers import promised, still_alive, stop, until
 from .stage import Stage
 
 SLACK = 0.5
@@ -271,8 +271,9 @@ def test_it_does_not_wait_for_retries(method: str, stage: Stage) -> None:
         stage.note("tried")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    pool = MPMS(task, processes=1, threads=1, retries=100, retry_backoff=10, start_method=method)
+    pool = MPMS(task, processes=1, threads=1, retries=100, retry_backoff=100, start_method=method)
     pool.put()
+    until(lambda: pool.stats().retried == 1)
     assert shut_down(pool, 0.5) is False
     assert len(pool.unfinished()) == 1
     ((_, error),) = pool.iter_results()
