@@ -37,11 +37,11 @@ class Stage:
             self.board = Board(file.fileno(), threads)
         self._decoder = Decoder()
         self._read = 0
-        outbox = Outbox(theirs.fileno(), lambda: None)
+        outbox = Outbox(theirs, lambda: None)
         self._before = set(threading.enumerate())
         self.slots = Slots(
             Job(function=function, threads=threads, **job),
-            theirs.fileno(),
+            theirs,
             self.board,
             outbox,
             "stage",

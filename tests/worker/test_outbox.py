@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield theirs, ours
 
 
+NOWHERE: Any = SimpleNamespace(fileno=lambda: 0)
+
+
 def _never() -> None:
     pytest.fail("the main thread was woken")
 
@@ -54,7 +58,7 @@ def test_nothing_is_sent_before_a_flush_and_all_of_it_after(
 ) -> None:
     theirs, ours = pair
     ours.setblocking(False)
-    box = Outbox(theirs.fileno(), _never)
+    box = Outbox(theirs, _never)
     box.add(b"one ")
     box.add(b"two")
     with pytest.raises(BlockingIOError):
@@ -70,7 +74,7 @@ def test_large_messages_go_through_a_small_buffer(pair: tuple[socket.socket, soc
     theirs, ours = pair
     reader = Reader(ours)
     reader.start()
-    box = Outbox(theirs.fileno(), _never)
+    box = Outbox(theirs, _never)
     sent = [(1, number, os.urandom(size)) for number, size in enumerate((0, 3, 70_000, 5_000_000, 1, 65_000))]
     for message in sent:
         box.add(encode(*message))
@@ -86,7 +90,7 @@ def test_what_several_threads_add_is_whole_and_in_their_order(
     theirs, ours = pair
     reader = Reader(ours)
     reader.start()
-    box = Outbox(theirs.fileno(), lambda: None)
+    box = Outbox(theirs, lambda: None)
 
     def write(thread: int) -> None:
         chance = random.Random(thread)
@@ -126,7 +130,7 @@ def test_writes_that_take_a_part_only_lose_nothing(monkeypatch: pytest.MonkeyPat
         return len(part)
 
     monkeypatch.setattr(outbox, "os", SimpleNamespace(write=write, writev=writev))
-    box = Outbox(0, _never)
+    box = Outbox(NOWHERE, _never)
     small = [bytes([number]) * number for number in range(40)]
     for part in small:
         box.add(part)
@@ -144,7 +148,7 @@ def test_a_vector_is_no_longer_than_the_kernel_takes(pair: tuple[socket.socket, 
     theirs, ours = pair
     reader = Reader(ours)
     reader.start()
-    box = Outbox(theirs.fileno(), _never)
+    box = Outbox(theirs, _never)
     for number in range(5_000):  # over 64 KiB, so not joined; over 1,024 parts
         box.add(encode(1, number, b"x" * 20))
     box.flush()
@@ -164,7 +168,7 @@ def test_who_finds_another_one_writing_leaves_it_to_him(monkeypatch: pytest.Monk
         return len(data)
 
     monkeypatch.setattr(outbox, "os", SimpleNamespace(write=write))
-    box = Outbox(0, _never)
+    box = Outbox(NOWHERE, _never)
     box.add(b"first")
     writer = threading.Thread(target=box.flush)
     writer.start()
@@ -189,7 +193,7 @@ class Lingering:
         self.woken = 0
         monkeypatch.setattr(outbox, "monotonic", self.clock)
         monkeypatch.setattr(outbox, "os", SimpleNamespace(write=self._write))
-        self.box = Outbox(0, self._wake)
+        self.box = Outbox(NOWHERE, self._wake)
 
     def _write(self, _: int, data: bytes) -> int:
         self.taken.append(b"".join(payload for _, _, payload in single(Decoder().feed(data))))
@@ -275,7 +279,7 @@ def test_results_go_together_and_large_ones_alone_in_their_order_before_the_rest
     theirs, ours = pair
     reader = Reader(ours)
     reader.start()
-    box = Outbox(theirs.fileno(), _never)
+    box = Outbox(theirs, _never)
     box.add(encode(DUE, 1))
     sizes = [0, 10, SMALL, SMALL + 1, 3, 100_000]
     sent = [(RETURNED if seq % 2 else RAISED, seq, bytes([seq]) * size) for seq, size in enumerate(sizes, 1)]
@@ -294,7 +298,7 @@ def test_many_results_are_sent_though_one_message_does_not_take_them_all(
     theirs, ours = pair
     reader = Reader(ours)
     reader.start()
-    box = Outbox(theirs.fileno(), _never)
+    box = Outbox(theirs, _never)
     for seq in range(1_000):
         box.add_result(seq, RETURNED, b"x" * (5_000 if seq % 3 == 0 else 5))
     box.flush()
@@ -309,7 +313,7 @@ def test_many_results_are_sent_though_one_message_does_not_take_them_all(
 def test_a_parent_that_is_gone_ends_the_worker(pair: tuple[socket.socket, socket.socket], worker_ends: Ends) -> None:
     theirs, ours = pair
     ours.close()
-    box = Outbox(theirs.fileno(), _never)
+    box = Outbox(theirs, _never)
     box.add(b"nobody hears it")
     with pytest.raises(SystemExit):
         box.flush()
@@ -319,8 +323,8 @@ def test_a_parent_that_is_gone_ends_the_worker(pair: tuple[socket.socket, socket
 def test_a_descriptor_that_a_task_has_closed_ends_the_worker(worker_ends: Ends) -> None:
     theirs, ours = socket.socketpair()
     ours.close()
-    box = Outbox(theirs.detach(), _never)
-    os.close(box._fd)
+    box = Outbox(theirs, _never)
+    os.close(theirs.detach())
     box.add(b"where to?")
     with pytest.raises(SystemExit):
         box.flush()

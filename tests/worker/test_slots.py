@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import select
 import socket
 import threading
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
 from mpms import RemoteWorkerError, WorkerGracefulDie
-from mpms.wire.frames import encode
+from mpms.wire.frames import Message, encode
 from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
 from mpms.wire.pickling import load_error
 from mpms.worker import ends
-from mpms.worker import slots as slots_module
 
 from .conftest import Ends
 from .stage import PATIENCE, Held, NewStage, values
@@ -193,12 +190,15 @@ def test_tasks_that_are_read_while_it_retires_are_not_run(stage: NewStage, monke
     slots.send(1)
     held.wait_for(1)
 
-    def read(fd: int, size: int) -> bytes:
-        data = os.read(fd, size)
-        slots.slots.retire()
-        return data
+    receiver = slots.slots._receiver
+    read_now = receiver.read
 
-    monkeypatch.setattr(slots_module, "os", SimpleNamespace(read=read, dup=os.dup))
+    def read() -> tuple[list[Message], bool | None]:
+        found = read_now()
+        slots.slots.retire()
+        return found
+
+    monkeypatch.setattr(receiver, "read", read)
     # It may be one read late: the leader is in the real one by now.
     slots.send(2)
     assert slots.next()[:2] in {(RETURNED, 2), (GIVEN_BACK, 2)}

@@ -18,7 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from distributed import Client, Future, KilledWorker
 
@@ -286,7 +286,7 @@ class Courier:
                 number = shipped.number
                 if len(shipped.data) <= _SMALL_FUNCTION or number in self._known:
                     functions[number] = shipped.data
-            given.append((task, payload, number, self._options_of(task)))
+            given.append((task, cast(bytes, payload), number, self._options_of(task)))  # no files: see ClusterEngine
             self._out[task] = sent.key
             self.counts.out_since[task] = now
         self._known.difference_update(functions)

@@ -288,6 +288,7 @@ class _Unopened(Delivery):
     """Hands results on as they came, and leaves room for the arguments in what is told of a task."""
 
     def open(self, kind: int, data: bytes) -> Outcome:
+        data = bytes(data)  # a large one may be memory that doesn't travel
         return Returned(data) if kind == RETURNED else Raised(Sealed(data))
 
     def who(self, task: TaskId) -> Who:

@@ -16,6 +16,7 @@ from ..engine import Delivered, Sink, Ticket
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
+from ..wire.files import Payload
 from ..wire.messages import RETURNED
 from ..wire.pickling import load, load_error
 from .evidence import Who
@@ -26,7 +27,7 @@ __all__ = ["Delivery", "Record", "Results"]
 
 _LOGGER = logging.getLogger("mpms")
 
-Record: TypeAlias = tuple[bytes, Shipped | None, tuple[Any, ...], Mapping[str, Any], float, Ticket | None]
+Record: TypeAlias = tuple[Payload, Shipped | None, tuple[Any, ...], Mapping[str, Any], float, Ticket | None]
 """What is kept of a task until it is delivered: pickled arguments, the function that it brings along, arguments,
 keyword arguments, time of acceptance, who gets the outcome in place of the sink."""
 

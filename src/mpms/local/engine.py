@@ -38,6 +38,7 @@ from ..engine import Pending, Refused, Sink, Stats, Ticket, WorkerHandle, Worker
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
 from ..outcome import Broken
+from ..wire.files import Payload, pack
 from ..wire.messages import Call, Job
 from ..wire.pickling import dump_call, dump_for_child
 from . import exits
@@ -175,14 +176,14 @@ class LocalEngine:
         ticket: Ticket | None = None,
         wait: bool = True,
     ) -> TaskId:
-        payload = dump_call(args, kwargs)
+        payload = dump_call(args, kwargs, pack)
         own = self._function is not None and function is None and not each
         shipped = None if own else self._ship_function(function, each=each)
         return self.accept(payload, shipped, args, kwargs, options, ticket, wait)
 
     def accept(
         self,
-        payload: bytes,
+        payload: Payload,
         shipped: Shipped | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
 from ..ids import WorkerId
 from ..wire.board import Board, Slot, board_size
-from ..wire.frames import HEADER, Decoder, Message, encode
+from ..wire.files import MemoryFile, Receiver, send_file
+from ..wire.frames import HEADER, Message, encode
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, pack_tasks
 from . import descriptors
 from .functions import Shipped
@@ -25,6 +28,13 @@ _JOIN_MOST = 1 << 16  # below, one copy is cheaper than a longer vector
 _VECTOR_MOST = 256
 _FUNCTIONS_MOST = 256  # that a worker keeps
 _READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
+
+
+class _Filed(NamedTuple):
+    """A task whose payload is in a file."""
+
+    seq: int
+    file: MemoryFile
 
 
 class Link:
@@ -47,13 +57,14 @@ class Link:
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.lost = False  # end of file, or a broken pipe
+        self.trouble = ""  # for which it was given up, if it was not the end
         self.base_memory = 0  # when it was ready
         self._data = data
         self._control = control
         self._board = board
         self._stacks = stacks
-        self._decoder = Decoder()
-        self._out: deque[memoryview] = deque()
+        self._receiver = Receiver(data)
+        self._out: deque[memoryview | _Filed] = deque()
         self._function: Shipped | None = None  # that of the last task that was sent; None: the job's own
         self._functions: OrderedDict[int, None] = OrderedDict()  # that the worker has, those used lately last
 
@@ -76,15 +87,23 @@ class Link:
                 small.append(payload)
             else:
                 self._pack(small, seq, parts)
-                parts.append(HEADER.pack(TASK, seq, len(payload)))
-                parts.append(payload)
+                if isinstance(payload, MemoryFile):
+                    self._queue(parts)
+                    self._out.append(_Filed(seq, payload))
+                else:
+                    parts.append(HEADER.pack(TASK, seq, len(payload)))
+                    parts.append(payload)
             following = seq + 1
         self._pack(small, following, parts)
-        if sum(map(len, parts)) <= _JOIN_MOST:
-            self._out.append(memoryview(b"".join(parts)))
-        else:
-            self._out.extend(map(memoryview, parts))
+        self._queue(parts)
         self.flush()
+
+    def _queue(self, parts: list[bytes]) -> None:
+        if sum(map(len, parts)) > _JOIN_MOST:
+            self._out.extend(map(memoryview, parts))
+        elif parts:
+            self._out.append(memoryview(b"".join(parts)))
+        parts.clear()
 
     def _pack(self, payloads: list[bytes], following: int, parts: list[bytes]) -> None:
         """Those of the dispatches right before ``following``."""
@@ -111,8 +130,16 @@ class Link:
     def flush(self) -> None:
         out = self._out
         while out and not self.lost:
-            views = [out[i] for i in range(min(len(out), _VECTOR_MOST))]
+            first = out[0]
             try:
+                if isinstance(first, _Filed):
+                    self._flush_file(first)
+                    continue
+                views = [first]
+                for view in islice(out, 1, _VECTOR_MOST):
+                    if isinstance(view, _Filed):
+                        break
+                    views.append(view)
                 sent = self._data.sendmsg(views)
             except BlockingIOError:
                 return
@@ -120,10 +147,27 @@ class Link:
                 # It reads no more: it retires, or has ended. What it has said is still to be read.
                 out.clear()
                 return
-            while out and sent >= len(out[0]):
-                sent -= len(out.popleft())
-            if sent:
-                out[0] = out[0][sent:]
+            for view in views:
+                if sent < len(view):
+                    out[0] = view[sent:]
+                    break
+                sent -= len(view)
+                out.popleft()
+
+    def _flush_file(self, filed: _Filed) -> None:
+        """The first of what is to be sent."""
+        message = filed.file.message(TASK, filed.seq)
+        try:
+            sent = send_file(self._data, message, filed.file)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            self._out.popleft()
+            self._out.extendleft(map(memoryview, reversed(filed.file.inline(TASK, filed.seq))))
+            return
+        self._out.popleft()
+        if sent < len(message):
+            self._out.appendleft(memoryview(message)[sent:])
 
     def control(self, kind: int, number: int = 0, payload: bytes = b"") -> None:
         try:
@@ -134,26 +178,20 @@ class Link:
     def read(self, most: int = _READS) -> list[Message]:
         """What has arrived; sets :attr:`lost` at the end of the stream."""
         messages: list[Message] = []
-        decoder = self._decoder
         for _ in range(most):
-            wanted = decoder.wanted
             try:
-                if decoder.partial is not None:
-                    with decoder.room() as room:
-                        wanted, count = len(room), self._data.recv_into(room)
-                    messages += decoder.filled(count)
-                else:
-                    data = self._data.recv(wanted)
-                    count = len(data)
-                    messages += decoder.feed(data)
+                more, goes_on = self._receiver.read()
             except BlockingIOError:
                 break
             except ConnectionResetError:  # it had not read all that was sent to it
-                count = 0
-            if not count:
                 self.lost = True
                 break
-            if count < wanted:
+            except OSError as error:  # nothing that follows can be understood
+                self.trouble, self.lost = str(error), True
+                break
+            messages += more
+            if not goes_on:
+                self.lost = goes_on is None
                 break
         return messages
 
@@ -190,6 +228,7 @@ class Link:
 
     def close(self) -> None:
         """Close all; the board must not be read from another thread any more."""
+        self._receiver.close()
         for sock in (self._data, self._control):
             descriptors.close(sock.detach())
         descriptors.close(self._stacks)

@@ -310,6 +310,8 @@ class Loop:
                 del self._left[next(iter(self._left))]
 
     def _stream_ended(self, link: Link) -> None:
+        if link.trouble:
+            self._host.say(logging.ERROR, "mpms %s (pid %s) can't be heard: %s", link.name, link.pid, link.trouble)
         if link.worker in self._orphans:
             self._exited(link, -signal.SIGKILL, 0)
         else:

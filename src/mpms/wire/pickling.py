@@ -14,9 +14,9 @@ import traceback
 import types
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import cloudpickle
 from cloudpickle import cloudpickle as _by_value
@@ -39,29 +39,44 @@ _TEXT_LIMIT = 8192
 _CHAIN_MOST = 20  # exceptions that were raised from one another; deeper ones are a recursion
 
 
-def dump(value: Any) -> bytes:
-    """``value`` as bytes for :func:`load`. What is defined in ``__main__`` goes by value."""
+_Parts: TypeAlias = Sequence[bytes | memoryview]
+_P = TypeVar("_P")
+
+
+@overload
+def dump(value: Any) -> bytes: ...
+@overload
+def dump(value: Any, pack: Callable[[_Parts], _P]) -> bytes | _P: ...
+def dump(value: Any, pack: Callable[[_Parts], Any] = b"".join) -> Any:
+    """``value`` for :func:`load`. What is of ``__main__`` goes by value. ``pack`` makes one of the parts of what
+    isn't short."""
     try:
         data = pickle.dumps(value, 5, buffer_callback=_stop_at_large)
     except _Large:
-        return _dump_beside(value)
+        return pack(_parts_of(value))
     except Exception:  # the reducers of the user's objects raise anything
-        return _dump_by_value(value, _Pickler)
-    if len(data) > _SHORT and type(value) in _ATOMS:
-        return data
+        return pack([_dump_by_value(value, _Pickler)])
+    if len(data) > _SHORT:
+        atomic = type(value) in _ATOMS
+        return pack([data if atomic or data.find(_MAIN) < 0 else _dump_by_value(value, _Pickler)])
     return data if data.find(_MAIN) < 0 else _dump_by_value(value, _Pickler)
 
 
-def dump_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+@overload
+def dump_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes: ...
+@overload
+def dump_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], pack: Callable[[_Parts], _P]) -> bytes | _P: ...
+def dump_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], pack: Callable[[_Parts], Any] = b"".join) -> Any:
     """As :func:`dump`, of both."""
     try:
         data = pickle.dumps((args, kwargs), 5, buffer_callback=_stop_at_large)
     except _Large:
-        return _dump_beside((args, kwargs))
+        return pack(_parts_of((args, kwargs)))
     except Exception:
-        return _dump_by_value((args, kwargs), _Pickler)
-    if len(data) > _SHORT and not kwargs and _ATOMS.issuperset(map(type, args)):
-        return data
+        return pack([_dump_by_value((args, kwargs), _Pickler)])
+    if len(data) > _SHORT:
+        atomic = not kwargs and _ATOMS.issuperset(map(type, args))
+        return pack([data if atomic or data.find(_MAIN) < 0 else _dump_by_value((args, kwargs), _Pickler)])
     return data if data.find(_MAIN) < 0 else _dump_by_value((args, kwargs), _Pickler)
 
 
@@ -81,7 +96,7 @@ def _stop_at_large(buffer: pickle.PickleBuffer) -> bool:
     return True  # with the rest
 
 
-def _dump_beside(value: Any) -> bytes:
+def _parts_of(value: Any) -> _Parts:
     buffers = list[memoryview]()
 
     def beside(buffer: pickle.PickleBuffer) -> bool:
@@ -93,9 +108,9 @@ def _dump_beside(value: Any) -> bytes:
     try:
         data = pickle.dumps(value, 5, buffer_callback=beside)
     except Exception:  # as in `dump`
-        return _dump_by_value(value, _Pickler)
+        return [_dump_by_value(value, _Pickler)]
     if data.find(_MAIN) >= 0:
-        return _dump_by_value(value, _Pickler)
+        return [_dump_by_value(value, _Pickler)]
     parts: list[bytes | memoryview] = [_BESIDE]
     at = len(_BESIDE)
     all_of_it: list[bytes | memoryview] = [data, *buffers, b""]
@@ -103,12 +118,14 @@ def _dump_beside(value: Any) -> bytes:
         pad = -(at + _SIZE.size) % _ALIGNED
         parts += [bytes(pad), _SIZE.pack(len(part)), part]
         at += pad + _SIZE.size + len(part)
-    return b"".join(parts)
+    return parts
 
 
-def _load_beside(data: bytes | bytearray) -> Any:
+def _load_beside(data: bytes | bytearray | memoryview) -> Any:
     """What is loaded has its buffers in ``data`` itself, if that can be written to."""
-    whole = memoryview(data if isinstance(data, bytearray) else bytearray(data))
+    whole = memoryview(data)
+    if whole.readonly:
+        whole = memoryview(bytearray(data))
     parts, at = list[memoryview](), len(_BESIDE)
     while True:
         at += -(at + _SIZE.size) % _ALIGNED

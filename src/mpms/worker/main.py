@@ -18,6 +18,7 @@ import pickle
 import resource
 import select
 import signal
+import socket
 import threading
 import traceback
 from typing import NoReturn
@@ -61,8 +62,10 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
                 ends.die(ends.LOST_DESCRIPTORS, "the worker's own pipe was closed by a task")
             raise
 
-    outbox = Outbox(data, wake)
-    _leave_to_forked_children((data, control, stacks, wake_read, wake_write))
+    sock = socket.socket(fileno=data)
+    sock.setblocking(True)  # whatever ``preload`` has told socket.setdefaulttimeout
+    outbox = Outbox(sock, wake)
+    _leave_to_forked_children(sock, (control, stacks, wake_read, wake_write))
     if job.log_levels is not None:
         forward_logs(outbox, job.log_levels)
     poll = select.poll()
@@ -76,7 +79,7 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
         hooks.initialize(job.process_initializer)
     except BaseException as error:  # user code, SystemExit included
         _start_failed(outbox, error)
-    slots = Slots(job, data, memory, outbox, birth.name, wake)
+    slots = Slots(job, sock, memory, outbox, birth.name, wake)
     slots.start()
     _serve(poll, control, wake_read, slots, outbox)
     hooks.finalize(job.process_finalizer, birth.name)
@@ -180,7 +183,7 @@ def _keep_evidence(stacks: int) -> None:
     os._exit = _exit
 
 
-def _leave_to_forked_children(descriptors: tuple[int, ...]) -> None:
+def _leave_to_forked_children(sock: socket.socket, descriptors: tuple[int, ...]) -> None:
     """A child that a task forks is nobody's worker: it must not hold our descriptors, nor end as one of our threads."""
 
     def after_fork() -> None:
@@ -191,6 +194,8 @@ def _leave_to_forked_children(descriptors: tuple[int, ...]) -> None:
         faulthandler.unregister(DUMP_SIGNAL)
         signal.signal(ASK_SIGNAL, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
+        with contextlib.suppress(OSError):
+            sock.close()
         for fd in descriptors:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -224,5 +229,5 @@ def main(spec: int, descriptors: Descriptors) -> NoReturn:
         if job.preload is not None:
             job.preload()
     except BaseException as error:  # the user's modules
-        _start_failed(Outbox(descriptors[0], lambda: None), error)
+        _start_failed(Outbox(socket.socket(fileno=descriptors[0]), lambda: None), error)
     run(job, birth, descriptors)

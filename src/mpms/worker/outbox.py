@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import cast
 
+from ..wire.files import MemoryFile, Payload, send_file
 from ..wire.frames import HEADER, encode
 from ..wire.messages import LOGS_DROPPED, RESULTS, SMALL, Result, pack_results
 from . import ends
@@ -31,10 +34,11 @@ _RESULTS_MOST = 250  # at a time, of which a large one is two buffers
 class Outbox:
     """Any thread adds; whoever gets the write lock without waiting sends all that is there."""
 
-    def __init__(self, fd: int, wake_main: Callable[[], None]) -> None:
-        self._fd = fd
+    def __init__(self, sock: socket.socket, wake_main: Callable[[], None]) -> None:
+        self._sock = sock
+        self._fd = sock.fileno()
         self._wake_main = wake_main
-        self._results: deque[Result] = deque()
+        self._results: deque[tuple[int, int, Payload]] = deque()
         self._parts: deque[bytes] = deque()  # sent after the results
         self._logs: deque[bytes] = deque()  # sent after the rest; bounded
         self._dropped = 0
@@ -42,7 +46,7 @@ class Outbox:
         self._tended = False  # the main thread knows that there is something
         self._writing = threading.Lock()  # guards the writing side of the descriptor
 
-    def add_result(self, seq: int, kind: int, payload: bytes) -> None:
+    def add_result(self, seq: int, kind: int, payload: Payload) -> None:
         if not self._results:
             self._oldest = monotonic()
         self._results.append((seq, kind, payload))
@@ -90,32 +94,52 @@ class Outbox:
         return TEND
 
     def _send(self) -> None:
-        parts = self._take_results() or self._take_parts() or self._take_logs()
-        size = sum(map(len, parts))
+        parts, files = self._take_results()
+        if not (parts or files):
+            parts = self._take_parts() or self._take_logs()
         self._oldest = monotonic()
         try:
-            if size <= _JOIN_MOST:
-                data = b"".join(parts)
-                sent = os.write(self._fd, data)
-                if sent < len(data):
-                    _write_all(self._fd, [memoryview(data)[sent:]])
-            else:
-                _write_all(self._fd, [memoryview(part) for part in parts])
+            self._write(parts)
+            for filed in files:
+                self._send_file(*filed)
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 ends.parent_gone()
             ends.die(ends.LOST_DESCRIPTORS, f"the worker can't write to its socket any more: {error}")
 
-    def _take_results(self) -> list[bytes]:
+    def _write(self, parts: list[bytes]) -> None:
+        if sum(map(len, parts)) > _JOIN_MOST:
+            _write_all(self._fd, [memoryview(part) for part in parts])
+        elif parts:
+            data = b"".join(parts)
+            sent = os.write(self._fd, data)
+            if sent < len(data):
+                _write_all(self._fd, [memoryview(data)[sent:]])
+
+    def _send_file(self, seq: int, kind: int, file: MemoryFile) -> None:
+        message = file.message(kind, seq)
+        try:
+            sent = send_file(self._sock, message, file)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            self._write(file.inline(kind, seq))
+        else:
+            self._write([message[sent:]])
+
+    def _take_results(self) -> tuple[list[bytes], list[tuple[int, int, MemoryFile]]]:
         results = self._results
         taken = [results.popleft() for _ in range(min(len(results), _RESULTS_MOST))]
         small = [result for result in taken if len(result[2]) <= SMALL]
-        parts = [encode(RESULTS, len(small), pack_results(small))] if small else []
+        parts = [encode(RESULTS, len(small), pack_results(cast(list[Result], small)))] if small else []
+        files = []
         if len(small) < len(taken):
             for seq, kind, payload in taken:
-                if len(payload) > SMALL:
+                if isinstance(payload, MemoryFile):
+                    files.append((seq, kind, payload))
+                elif len(payload) > SMALL:
                     parts += HEADER.pack(kind, seq, len(payload)), payload
-        return parts
+        return parts, files
 
     def _take_parts(self) -> list[bytes]:
         return [self._parts.popleft() for _ in range(min(len(self._parts), _VECTOR_MOST))]

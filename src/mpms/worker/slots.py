@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import socket
 import threading
 from collections import deque
@@ -25,7 +24,8 @@ from typing import Any, TypeAlias
 
 from ..wire.board import Board
 from ..wire.chunks import here
-from ..wire.frames import Decoder, Message, encode
+from ..wire.files import Payload, Receiver, pack
+from ..wire.frames import Message, encode
 from ..wire.messages import (
     DUE,
     DYING,
@@ -59,16 +59,18 @@ _LOGGER = logging.getLogger("mpms")
 
 
 class Slots:
-    """Threads that take tasks from ``fd`` until :meth:`retire`. ``wake_main`` is called when all of them have ended."""
+    """Threads that take tasks from ``sock`` until :meth:`retire`. ``wake_main`` is called when all have ended."""
 
-    def __init__(self, job: Job, fd: int, board: Board, outbox: Outbox, name: str, wake_main: Callable[[], None]):
+    def __init__(
+        self, job: Job, sock: socket.socket, board: Board, outbox: Outbox, name: str, wake_main: Callable[[], None]
+    ) -> None:
         self._job = job
-        self._fd = fd
+        self._fd = sock.fileno()
         self._board = board
         self._outbox = outbox
         self._name = name
         self._wake_main = wake_main
-        self._decoder = Decoder()  # the leader's, as the next one
+        self._receiver = Receiver(sock)  # the leader's, as the next one
         self._functions = Functions(job.function)
         self._leading = threading.Lock()
         self._tasks: deque[_Task] = deque()
@@ -189,18 +191,11 @@ class Slots:
 
     def _read(self) -> list[Message]:
         """What has come; blocks until there is something."""
-        decoder = self._decoder
         try:
-            if decoder.partial is not None:
-                with decoder.room() as room:
-                    count = os.readv(self._fd, [room])
-                messages = decoder.filled(count)
-            else:
-                data = os.read(self._fd, decoder.wanted)
-                count, messages = len(data), decoder.feed(data)
+            messages, goes_on = self._receiver.read()
         except OSError as error:
             ends.die(ends.LOST_DESCRIPTORS, f"the worker can't read from its socket any more: {error}")
-        if not count and not self._closing:
+        if goes_on is None and not self._closing:
             ends.parent_gone()
         return messages
 
@@ -236,6 +231,7 @@ class Slots:
     def _perform(self, slot: int, seq: int, payload: bytes, function: Function) -> bool:
         """Run one task; whether it asks for the end of this process."""
         dying = False
+        result: Payload
         if self._job.log_levels is not None:
             logs.current.seq = seq
         try:
@@ -254,7 +250,7 @@ class Slots:
             if ends.forked:
                 ends.end_fork(None)
             try:
-                kind, result = RETURNED, dump(value)
+                kind, result = RETURNED, dump(value, pack)
             except BaseException as problem:
                 kind, result = RAISED, dump_error(unsendable(value, problem))
         self._board.end(slot)

@@ -1,0 +1,207 @@
+"""Large payloads travel as descriptors of files in memory, and none is left."""
+
+from __future__ import annotations
+
+import array
+import errno
+import gc
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mpms.wire import files
+from mpms.wire.files import FILED, MemoryFile, Receiver, pack, send_file
+from mpms.wire.frames import HEADER, Message, encode
+
+LARGE = 1 << 18
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = descriptors()
+    yield
+    gc.collect()  # an exception that was caught has its frames, and they what was in them
+    assert len(descriptors()) == len(before)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def filed(*parts: bytes) -> MemoryFile:
+    file = pack(parts)
+    assert isinstance(file, MemoryFile)
+    return file
+
+
+def everything(receiver: Receiver) -> list[Message]:
+    """Until the end of the stream."""
+    messages = []
+    while True:
+        more, goes_on = receiver.read()
+        messages += [(kind, number, bytes(payload)) for kind, number, payload in more]
+        if goes_on is None:
+            return messages
+
+
+def test_small_payloads_are_bytes_and_large_ones_are_files() -> None:
+    assert pack([b"one ", memoryview(b"two")]) == b"one two"
+    data = bytes(LARGE - 1)
+    assert pack([data]) is data
+    file = pack([bytes(LARGE // 2), memoryview(bytearray(LARGE // 2))])
+    assert isinstance(file, MemoryFile)
+    assert len(file) == LARGE
+
+
+def test_a_file_arrives_as_it_was_packed_among_other_messages(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    contents = [os.urandom(LARGE + number) for number in range(3)]
+    for number, content in enumerate(contents):
+        ours.sendall(encode(1, number, b"before"))
+        file = filed(content[:1000], content[1000:])
+        message = file.message(2, number)
+        assert send_file(ours, message, file) == len(message)
+        ours.sendall(encode(3, number, b"behind"))
+    ours.shutdown(socket.SHUT_WR)
+    assert everything(Receiver(theirs)) == [
+        message
+        for number, content in enumerate(contents)
+        for message in ((1, number, b"before"), (2, number, content), (3, number, b"behind"))
+    ]
+
+
+def test_the_descriptor_may_come_before_the_rest_of_its_message(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    file = filed(bytes(LARGE))
+    message = file.message(2, 7)
+    receiver = Receiver(theirs)
+    send_file(ours, message[:5], file)
+    assert receiver.read() == ([], True)
+    ours.sendall(message[5:])
+    [(kind, number, payload)], _ = receiver.read()
+    assert (kind, number, bytes(payload)) == (2, 7, bytes(LARGE))
+
+
+def test_a_payload_through_the_socket_may_be_under_way_before_it(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    large, file = encode(1, 1, bytes(100_000)), filed(b"f" * LARGE)
+    ours.sendall(large[:50_000])
+    receiver = Receiver(theirs)
+    assert receiver.read()[0] == []
+    ours.sendall(large[50_000:])
+    send_file(ours, file.message(2, 2), file)
+    ours.shutdown(socket.SHUT_WR)
+    assert everything(receiver) == [(1, 1, bytes(100_000)), (2, 2, b"f" * LARGE)]
+
+
+def test_what_is_mapped_is_ones_own_and_can_be_written_to(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    file = filed(b"a" * LARGE)
+    for _ in range(2):
+        send_file(ours, file.message(2, 0), file)
+    receiver = Receiver(theirs)
+    [(_, _, first)], _ = receiver.read()
+    del file  # whoever has sent it may forget it
+    view = memoryview(first)
+    view[:3] = b"bbb"
+    [(_, _, second)], _ = receiver.read()
+    assert bytes(first[:4]) == b"bbba"
+    assert bytes(second[:4]) == b"aaaa"
+
+
+def test_without_descriptors_it_goes_through_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, "none left")
+
+    monkeypatch.setattr(os, "memfd_create", none_left)
+    assert pack([bytes(LARGE), b"!"]) == bytes(LARGE) + b"!"
+    monkeypatch.delattr(os, "memfd_create")
+    assert pack([bytes(LARGE), b"!"]) == bytes(LARGE) + b"!"
+
+
+def test_a_quarter_of_all_descriptors_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = 4 * (MemoryFile.alive + 3), 1 << 20
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    packed = [pack([bytes(LARGE)]) for _ in range(5)]
+    assert [isinstance(each, MemoryFile) for each in packed] == [True] * 3 + [False] * 2
+    del packed[0]
+    assert isinstance(pack([bytes(LARGE)]), MemoryFile)
+
+
+def test_it_can_be_read_again_for_who_takes_no_descriptor() -> None:
+    file = filed(b"a" * LARGE, b"b")
+    assert b"".join(file.inline(5, 6)) == encode(5, 6, b"a" * LARGE + b"b")
+
+
+def test_a_receiver_that_has_no_descriptor_left_says_so(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    file = filed(bytes(LARGE))
+    send_file(ours, file.message(2, 0), file)
+    with few_descriptors(), pytest.raises(OSError, match="no descriptor left") as caught:
+        Receiver(theirs).read()
+    assert caught.value.errno == errno.EMFILE
+
+
+@contextmanager
+def few_descriptors() -> Iterator[None]:
+    """None is left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.close(spare)  # the lowest that is free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_room_for_a_mapping_it_is_read(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pair
+    file = filed(b"a" * LARGE)
+    send_file(ours, file.message(2, 0), file)
+    monkeypatch.setattr(files, "_mmap", lambda *_: files._FAILED)
+    [(_, _, payload)], _ = Receiver(theirs).read()
+    assert payload == b"a" * LARGE
+    memoryview(payload)[:1] = b"b"
+
+
+def test_a_file_that_is_shorter_than_was_said_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    file = filed(bytes(LARGE))
+    message = HEADER.pack(2 | FILED, 0, 8) + (LARGE + 1).to_bytes(8, "little")
+    send_file(ours, message, file)
+    with pytest.raises(OSError, match="shorter"):
+        Receiver(theirs).read()
+
+
+def test_who_closes_early_leaves_no_descriptor(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    file = filed(bytes(LARGE))
+    receiver = Receiver(theirs)
+    send_file(ours, file.message(2, 0)[:3], file)
+    receiver.read()
+    receiver.close()
+
+
+def test_what_else_comes_beside_a_message_does_no_harm(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    receiver = Receiver(theirs)
+    number = array.array("i", [ours.fileno()])
+    ours.sendmsg([encode(1, 2, b"three")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, number)])
+    assert receiver.read()[0] == [(1, 2, b"three")]
+    receiver.close()
