@@ -33,6 +33,8 @@ def task(word, kind):
         die("SIGSEGV")
     if kind == "hang":
         hold_the_gil()
+    if kind == "large":
+        return word * 1_000_000
     if kind == "fork" and os.fork() == 0:
         signal.pause()
     return word
@@ -51,9 +53,11 @@ with MPMS(
     until(lambda: pool.finish_count == 19)
     os.kill(min(at_full_strength(pool)), signal.SIGKILL)
     at_full_strength(pool)
+    pool.put("large", "large")
     pool.close()
     got = results(pool)
     assert pool.stats().zombies == 0
+assert got.pop("large") == "large" * 1_000_000
 assert isinstance(got[1], WorkerCrashed) and got[1].blamed is True and "in task" in got[1].stack, got[1]
 assert isinstance(got[2], TaskTimeout) and "hold_the_gil" in got[2].stack, got[2]
 assert all(got[word] == word for word in range(3, 20)), got

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from mpms.ids import WorkerId
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Parcel, open_link
 from mpms.wire.board import Board, board_size
-from mpms.wire.frames import Decoder, Message, encode
+from mpms.wire.files import FILED, MemoryFile, Receiver, pack, send_file
+from mpms.wire.frames import HEADER, Decoder, Message, encode
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
 
 from ..wire.single import single
+
+needs_memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
 
 
 class Peer:
@@ -130,6 +134,44 @@ def test_the_worker_forgets_the_function_that_was_used_longest_ago_and_gets_it_a
     assert said(peer) == [(FUNCTION, c.number), (FORGET, b.number), (TASK, 4)]
     link.send_tasks([*of(a, 5), *of(b, 6)])
     assert said(peer) == [(SELECT, a.number), (TASK, 5), (FUNCTION, b.number), (FORGET, c.number), (TASK, 6)]
+
+
+@needs_memfd
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_task_in_a_file_arrives_between_the_others(
+    pair: Pair, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the system has too many descriptors under way to take this one."""
+    link, peer = pair
+    if refused:
+        monkeypatch.setattr("mpms.local.link.send_file", refuse)
+    file = pack([b"file" * 100_000])
+    assert isinstance(file, MemoryFile)
+    link.send_tasks([plain(1, b"one"), (2, (file, None)), plain(3, b"three"), (4, (file, None))])
+    got: list[Message] = []
+    receiver = Receiver(peer.sock)
+    peer.sock.setblocking(False)
+    while len(got) < 4:
+        messages, _ = receiver.read()
+        got += [(kind, number, bytes(payload)) for kind, number, payload in single(messages)]
+        link.flush()
+    assert got == [(TASK, 1, b"one"), (TASK, 2, b"file" * 100_000), (TASK, 3, b"three"), (TASK, 4, b"file" * 100_000)]
+    assert not link.wants_write
+
+
+def refuse(*_: object) -> int:
+    raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+
+@needs_memfd
+def test_a_worker_whose_file_cannot_be_taken_is_given_up(pair: Pair) -> None:
+    link, peer = pair
+    file = pack([bytes(1 << 20)])
+    assert isinstance(file, MemoryFile)
+    send_file(peer.sock, HEADER.pack(RETURNED | FILED, 1, 8) + (1 << 21).to_bytes(8, "little"), file)
+    assert link.read() == []
+    assert link.lost
+    assert "shorter" in link.trouble
 
 
 def test_a_large_function_goes_whole_and_before_its_task_to_a_worker_that_reads_late(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from mpms.testing import FakeClock
+from mpms.wire.files import Receiver, pack
 from mpms.wire.frames import Decoder, Message, encode
 from mpms.wire.messages import DUE, RAISED, RESULTS, RETURNED, SMALL, Result
 from mpms.worker import ends, outbox
@@ -142,6 +144,35 @@ def test_writes_that_take_a_part_only_lose_nothing(monkeypatch: pytest.MonkeyPat
         box.add(part)
     box.flush()
     assert bytes(taken) == b"".join(small)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
+@pytest.mark.parametrize("refused", [False, True])
+def test_results_in_files_are_sent_with_the_others(
+    pair: tuple[socket.socket, socket.socket], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the system has too many descriptors under way to take these."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    if refused:
+        monkeypatch.setattr(outbox, "send_file", refuse)
+    theirs, ours = pair
+    box = Outbox(theirs, _never)
+    contents = {1: b"small", 2: os.urandom(1 << 20), 3: os.urandom(SMALL + 1), 4: os.urandom(1 << 18)}
+    for seq, content in contents.items():
+        box.add_result(seq, RETURNED, pack([content]))
+    sender = threading.Thread(target=lambda: (box.flush(), theirs.shutdown(socket.SHUT_WR)))
+    sender.start()
+    receiver, got, goes_on = Receiver(ours), dict[int, bytes](), True
+    while goes_on is not None:
+        messages, goes_on = receiver.read()
+        for kind, seq, payload in single(messages):
+            assert kind == RETURNED
+            got[seq] = bytes(payload)
+    sender.join()
+    assert got == contents
 
 
 def test_a_vector_is_no_longer_than_the_kernel_takes(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -1,0 +1,99 @@
+"""Large arguments and results, which go from process to process in files of memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from mpms import MPMS, WorkerCrashed
+
+from .helpers import at_full_strength, kill, note, noted, pids, results, until
+
+SIZE = 3 << 20
+
+numpy = pytest.importorskip("numpy")
+
+
+def spoil(word: int, array: object, log: str) -> bytes:
+    """Change the argument, and die at the first attempt."""
+    seen = array.tobytes()  # type: ignore[attr-defined]
+    array[:] = 0  # type: ignore[index]
+    note(log, word)
+    if len(noted(log)) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return seen
+
+
+def test_a_retry_has_the_arguments_as_they_were_put(any_method: str, tmp_path: Path) -> None:
+    array = numpy.frombuffer(random.Random(1).randbytes(SIZE), dtype=numpy.uint8).copy()
+    before = array.tobytes()
+    with MPMS(spoil, processes=1, threads=1, retries=1, start_method=any_method) as pool:
+        pool.put(1, array, str(tmp_path / "log"))
+        array[:] = 7  # from now on it may be used for something else
+        pool.close()
+        assert results(pool) == {1: before}
+    assert noted(tmp_path / "log") == ["1", "1"]
+
+
+def doubled(word: int, array: object) -> object:
+    return array * 2  # type: ignore[operator]
+
+
+def test_arrays_come_back_and_can_be_written_to(any_method: str) -> None:
+    with MPMS(doubled, processes=2, threads=2, start_method=any_method) as pool:
+        for word in range(20):
+            pool.put(word, numpy.full(SIZE // 8, word, dtype=numpy.int64))
+        pool.close()
+        got = results(pool)
+    for word, array in got.items():
+        assert array.flags.writeable
+        array += 1
+        assert (array == 2 * word + 1).all()
+
+
+def same(word: int, data: bytes) -> bytes:
+    return data
+
+
+def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method: str) -> None:
+    chance = random.Random(1)
+    contents = {word: bytes([word]) * (SIZE + word) for word in range(60)}
+    with MPMS(same, processes=2, threads=2, start_method=any_method) as pool:
+        for word, content in contents.items():
+            pool.put(word, content)
+            if word % 10 == 9:
+                kill(chance.choice(sorted(until(lambda: pids(pool)))))
+        pool.close()
+        got = results(pool)
+    assert got.keys() == contents.keys()
+    assert all(isinstance(got[word], WorkerCrashed) or got[word] == contents[word] for word in contents)
+    assert sum(isinstance(result, WorkerCrashed) for result in got.values()) < 40
+
+
+def leak(word: int, data: bytes) -> int:
+    """Leave no descriptor to this process."""
+    if not word:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    return len(data)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there they go through the socket")
+def test_a_worker_that_has_no_descriptor_left_gives_way_to_another_one(method: str) -> None:
+    with MPMS(leak, processes=1, threads=1, start_method=method) as pool:
+        pool.put(0, b"")
+        [first] = at_full_strength(pool)
+        until(lambda: pool.finish_count == 1)
+        pool.put(1, bytes(SIZE))
+        pool.put(2, bytes(SIZE))
+        pool.close()
+        got = results(pool)
+        assert first not in pids(pool)
+    assert got == {0: 0, 1: SIZE, 2: SIZE}
