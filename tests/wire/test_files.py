@@ -132,8 +132,8 @@ def test_without_descriptors_it_goes_through_the_socket(monkeypatch: pytest.Monk
     assert pack([bytes(LARGE), b"!"]) == bytes(LARGE) + b"!"
 
 
-def test_a_quarter_of_all_descriptors_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = 4 * (MemoryFile.alive + 3), 1 << 20
+def test_a_sixteenth_of_all_descriptors_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = 16 * (MemoryFile.alive + 3), 1 << 20
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     packed = [pack([bytes(LARGE)]) for _ in range(5)]
     assert [isinstance(each, MemoryFile) for each in packed] == [True] * 3 + [False] * 2
