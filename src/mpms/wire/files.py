@@ -10,16 +10,16 @@ left for one, payloads go through the socket.
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
+import functools
 import os
 import resource
 import socket
 import struct
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from .frames import HEADER, Decoder, Message
 
@@ -149,29 +149,39 @@ class Receiver:
             os.close(self._files.popleft())
 
 
-# Not by `mmap`, whose objects keep a descriptor each.
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap: Any = getattr(_libc, "mmap", None)
-_munmap: Any = getattr(_libc, "munmap", None)
-if _mmap is not None:
-    _mmap.restype = ctypes.c_void_p
-    _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_FAILED = ctypes.c_void_p(-1).value
-_READ_WRITE, _PRIVATE = 3, 2
-
-
 def _map(fd: int, size: int) -> memoryview:
     """Memory of one's own with what is in the file, that ends with the last view of it."""
     # Else the first look beyond its end would end this process.
     if os.fstat(fd).st_size < size:
         raise OSError(errno.EINVAL, "a file is shorter than was said")
-    address = _mmap(None, size, _READ_WRITE, _PRIVATE, fd, 0)
+    system = _system()
+    address = system.mmap(None, size, _READ_WRITE, _PRIVATE, fd, 0)
     if address == _FAILED:  # as there are too many mappings
         return memoryview(bytearray(os.pread(fd, size, 0)))
-    memory = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(memory, _munmap, address, size).atexit = False  # there may be users of it until the very end
+    memory = (system.byte * size).from_address(address)
+    weakref.finalize(memory, system.munmap, address, size).atexit = False  # it may have users until the very end
     return memoryview(memory).cast("B")
+
+
+_READ_WRITE, _PRIVATE, _FAILED = 3, 2, 2 ** (8 * struct.calcsize("P")) - 1
+
+
+class _System(NamedTuple):
+    mmap: Callable[..., int]
+    munmap: Callable[..., int]
+    byte: Any
+
+
+@functools.cache
+def _system() -> _System:
+    """Not ``mmap.mmap``, which keeps a descriptor for each mapping."""
+    import ctypes  # here: it takes 2 ms of the time to the first result
+
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return _System(libc.mmap, libc.munmap, ctypes.c_ubyte)
 
 
 def _write_all(fd: int, views: list[memoryview]) -> None:
