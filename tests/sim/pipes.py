@@ -126,10 +126,15 @@ class Socket:
             return b""
         raise BlockingIOError
 
-    def recv_into(self, room: memoryview) -> int:
-        data = self.recv(len(room))
-        room[: len(data)] = data
-        return len(data)
+    def recvmsg(self, most: int, room: int = 0) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        return self.recv(most), [], 0, None
+
+    def recvmsg_into(
+        self, rooms: Sequence[memoryview], room: int = 0
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, None]:
+        data = self.recv(len(rooms[0]))
+        rooms[0][: len(data)] = data
+        return len(data), [], 0, None
 
     def detach(self) -> int:
         number, self.number = self.number, -1
