@@ -490,7 +490,7 @@ def test_the_search_reaches_what_matters() -> None:
     }
     reached.clear()
     # A round that is the same every time, and if that doesn't do (it depends on the version of hypothesis), others.
-    for how in (SAME_EVERY_TIME, *[settings(SAME_EVERY_TIME, derandomize=False)] * 7):
+    for how in (SAME_EVERY_TIME, *[settings(SAME_EVERY_TIME, derandomize=False)] * 30):
         run_state_machine_as_test(PoolInTheWorld, settings=settings(how, max_examples=125))
         if wanted <= set(reached):
             break
