@@ -59,7 +59,7 @@ def test_an_idle_pool_uses_no_cpu() -> None:
         before = {name: used(process) for name, process in processes.items()}
         threading.Event().wait(SECONDS)  # this is no waiting for something: it is the measurement
         burnt = {name: used(process) - before[name] for name, process in processes.items()}
-        assert sum(burnt.values()) <= 2 * TICK, burnt
+        assert sum(burnt.values()) < 2.5 * TICK, burnt  # two; they are added up in floats
 
 
 def test_an_idle_pool_does_not_switch_contexts(method: str) -> None:

@@ -364,6 +364,23 @@ def test_a_task_may_start_processes_and_wait_for_them(any_method: str, worker: A
     assert got == {number: (number * 2, 0, 0) for number in range(2)}
 
 
+BOTH_HAVE_A_FORK_SERVER = """
+from multiprocessing import forkserver
+from tests.local.test_nesting import by_multiprocessing
+forkserver.ensure_running()
+with MPMS(by_multiprocessing, processes=1, threads=1, start_method="fork") as pool:
+    pool.put(1, "forkserver")
+    pool.close()
+    say([result for _, result in pool.iter_results()])
+"""
+
+
+def test_a_task_may_have_a_fork_server_of_multiprocessing_though_the_parent_has_one() -> None:
+    with program(BOTH_HAVE_A_FORK_SERVER) as script:
+        script.says("[(2, 0, 0)]")
+        assert script.ends(_SECONDS) == (0, "", "")
+
+
 def fork_and_return(number: int, log: str) -> int:
     """The child comes back from the task as well."""
     if not os.fork():

@@ -19,9 +19,10 @@ import resource
 import select
 import signal
 import socket
+import sys
 import threading
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..wire.board import Board
 from ..wire.chunks import here
@@ -138,7 +139,18 @@ def _set_up_process(birth: Birth) -> None:
     multiprocessing.process._children.clear()  # type: ignore[attr-defined]
     multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
     multiprocessing.util._run_after_forkers()  # type: ignore[attr-defined]
+    _forget_fork_server()
     threading.current_thread().name = birth.name
+
+
+def _forget_fork_server() -> None:
+    """That of ``multiprocessing``, if the process that this one was forked from has one: it is no child of this one, to
+    which multiprocessing, that would ask whether it lives, has no answer. A task gets one of its own."""
+    module = sys.modules.get("multiprocessing.forkserver")
+    if module is not None:
+        server: Any = module._forkserver
+        server._lock = threading.Lock()
+        server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
 
 
 def _set_title(title: str) -> None:
