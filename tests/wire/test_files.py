@@ -149,10 +149,13 @@ def test_it_can_be_read_again_for_who_takes_no_descriptor() -> None:
 def test_a_receiver_that_has_no_descriptor_left_says_so(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     file = filed(bytes(LARGE))
+    ours.sendall(encode(1, 1, b"before"))
     send_file(ours, file.message(2, 0), file)
-    with few_descriptors(), pytest.raises(OSError, match="no descriptor left") as caught:
-        Receiver(theirs).read()
-    assert caught.value.errno == errno.EMFILE
+    receiver = Receiver(theirs)
+    with few_descriptors():
+        assert receiver.read()[0] == [(1, 1, b"before")]
+    assert receiver.broken is not None
+    assert receiver.broken.errno == errno.EMFILE
 
 
 @contextmanager
@@ -185,9 +188,31 @@ def test_a_file_that_is_shorter_than_was_said_is_refused(pair: tuple[socket.sock
     ours, theirs = pair
     file = filed(bytes(LARGE))
     message = HEADER.pack(2 | FILED, 0, 8) + (LARGE + 1).to_bytes(8, "little")
+    ours.sendall(encode(1, 1, b"before"))
     send_file(ours, message, file)
-    with pytest.raises(OSError, match="shorter"):
-        Receiver(theirs).read()
+    receiver = Receiver(theirs)
+    assert receiver.read()[0] == [(1, 1, b"before")]
+    assert "shorter" in str(receiver.broken)
+
+
+@pytest.mark.parametrize("size", [b"", (LARGE).to_bytes(8, "little") * 2])
+def test_a_size_that_is_none_is_refused(pair: tuple[socket.socket, socket.socket], size: bytes) -> None:
+    ours, theirs = pair
+    file = filed(bytes(LARGE))
+    send_file(ours, encode(2 | FILED, 0, size), file)
+    receiver = Receiver(theirs)
+    assert receiver.read()[0] == []
+    assert receiver.broken is not None
+
+
+def test_a_second_message_with_a_single_file_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    file = filed(bytes(LARGE))
+    send_file(ours, file.message(2, 0) + file.message(2, 1), file)
+    receiver = Receiver(theirs)
+    [(_, number, _)], _ = receiver.read()
+    assert number == 0
+    assert receiver.broken is not None
 
 
 def test_who_closes_early_leaves_no_descriptor(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -186,10 +186,10 @@ class Link:
             except ConnectionResetError:  # it had not read all that was sent to it
                 self.lost = True
                 break
-            except OSError as error:  # nothing that follows can be understood
-                self.trouble, self.lost = str(error), True
-                break
             messages += more
+            if self._receiver.broken is not None:
+                self.trouble, self.lost = str(self._receiver.broken), True
+                break
             if not goes_on:
                 self.lost = goes_on is None
                 break

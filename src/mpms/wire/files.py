@@ -18,7 +18,7 @@ import socket
 import struct
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from .frames import HEADER, Decoder, Message
@@ -105,10 +105,12 @@ class Receiver:
         self._sock = sock
         self._decoder = Decoder()
         self._files: deque[int] = deque()  # descriptors that have come, and their messages not
+        self.broken: OSError | None = None
+        """Why nothing that follows can be understood: a file did not come, or isn't what was said."""
 
     def read(self) -> tuple[list[Message], bool | None]:
-        """What has come; and whether there may be more right now, ``None``: never again. Raises as ``recv`` does, and
-        ``OSError`` with ``EMFILE`` when there was no descriptor left for a file."""
+        """What has come; and whether there may be more right now, ``None``: never again. Raises as ``recv`` does. After
+        each, look at :attr:`broken`."""
         decoder = self._decoder
         wanted = decoder.wanted
         if decoder.partial is not None:
@@ -123,9 +125,9 @@ class Receiver:
         if beside:
             self._keep(beside)
         if flags & socket.MSG_CTRUNC:
-            raise OSError(errno.EMFILE, "a file was sent, and there is no descriptor left for it")
-        if self._files:
-            messages = [self._open(message) if message[0] & FILED else message for message in messages]
+            self.broken = OSError(errno.EMFILE, "a file was sent, and there is no descriptor left for it")
+        if self._files or self.broken:
+            messages = list(self._opened(messages))
         return messages, None if not count else count == wanted or bool(beside)
 
     def _keep(self, beside: list[tuple[int, int, bytes]]) -> None:
@@ -135,13 +137,22 @@ class Receiver:
                 numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
                 self._files.extend(numbers)
 
-    def _open(self, message: Message) -> Message:
-        kind, number, payload = message
-        fd = self._files.popleft()
-        try:
-            return kind ^ FILED, number, cast(bytes, _map(fd, _SIZE.unpack(payload)[0]))
-        finally:
-            os.close(fd)
+    def _opened(self, messages: list[Message]) -> Iterator[Message]:
+        """Up to the first whose file can't be had."""
+        for kind, number, payload in messages:
+            if not kind & FILED:
+                yield kind, number, payload
+                continue
+            try:
+                fd = self._files.popleft()
+                try:
+                    mapped = _map(fd, _SIZE.unpack(payload)[0])
+                finally:
+                    os.close(fd)
+            except (IndexError, OSError, struct.error) as error:  # the sender may have lost its mind
+                self.broken = self.broken or OSError(errno.EBADMSG, f"a file can't be opened: {error}")
+                return
+            yield kind ^ FILED, number, cast(bytes, mapped)
 
     def close(self) -> None:
         """Of what came and was not read. Not the socket."""

@@ -193,6 +193,8 @@ class Slots:
         """What has come; blocks until there is something."""
         try:
             messages, goes_on = self._receiver.read()
+            if self._receiver.broken is not None:
+                raise self._receiver.broken
         except OSError as error:
             ends.die(ends.LOST_DESCRIPTORS, f"the worker can't read from its socket any more: {error}")
         if goes_on is None and not self._closing:
