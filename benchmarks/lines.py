@@ -9,10 +9,12 @@ from xml.sax.saxutils import escape
 
 from .figures import shown
 
-__all__ = ["Panel", "svg"]
+__all__ = ["PANEL", "Panel", "grid", "svg"]
 
 _WIDTH, _COLUMNS, _GAP = 1080, 3, 28
-_PANEL = (_WIDTH - _GAP * (_COLUMNS + 1)) // _COLUMNS
+PANEL = (_WIDTH - _GAP * (_COLUMNS + 1)) // _COLUMNS
+"""How wide a panel is."""
+
 _HEAD, _PLOT, _FOOT, _LEFT = 40, 150, 34, 52
 _COLORS = ("a", "b", "c")
 
@@ -44,15 +46,20 @@ class Panel:
 
 def svg(panels: Sequence[Panel]) -> str:
     drawn = [_draw(panel) for panel in panels if any(panel.curves.values())]
+    return grid(drawn, _STYLE, "how mpms grows")
+
+
+def grid(drawn: Sequence[tuple[str, int]], style: str, label: str) -> str:
+    """Panels, each as its drawing and how high it is, in columns."""
     rows = [drawn[at : at + _COLUMNS] for at in range(0, len(drawn), _COLUMNS)]
     y, parts = _GAP, []
     for row in rows:
         for column, (body, _) in enumerate(row):
-            parts.append(f'<g transform="translate({_GAP + column * (_PANEL + _GAP)} {y})">{body}</g>')
+            parts.append(f'<g transform="translate({_GAP + column * (PANEL + _GAP)} {y})">{body}</g>')
         y += max(height for _, height in row) + _GAP
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}" role="img" '
-        f'aria-label="how mpms grows">\n<style>{_STYLE}</style>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'aria-label="{label}">\n<style>{style}</style>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -67,11 +74,11 @@ def _draw(panel: Panel) -> tuple[str, int]:
     def at(x: float, y: float) -> tuple[float, float]:
         across = (math.log(x) - first) / ((last - first) or 1)
         up = ((math.log(y) if panel.log_y else y) - low) / ((high - low) or 1)
-        return _LEFT + across * (_PANEL - _LEFT - 8), legend + _PLOT * (1 - up)
+        return _LEFT + across * (PANEL - _LEFT - 8), legend + _PLOT * (1 - up)
 
     base = legend + _PLOT
     drawn = [f'<text class="title" x="0" y="12">{escape(panel.title)}</text>']
-    drawn.append(f'<path class="axis" d="M{_LEFT} {legend - 4}V{base}H{_PANEL}"/>')
+    drawn.append(f'<path class="axis" d="M{_LEFT} {legend - 4}V{base}H{PANEL}"/>')
     for y in {min(ys), max(ys)}:
         drawn.append(f'<text x="{_LEFT - 6}" y="{at(xs[0], y)[1] + 4:.1f}" text-anchor="end">{_brief(y)}</text>')
     taken = -math.inf
@@ -80,7 +87,7 @@ def _draw(panel: Panel) -> tuple[str, int]:
         if place - taken > 26:
             drawn.append(f'<text x="{place:.1f}" y="{base + 14}" text-anchor="middle">{_brief(x)}</text>')
             taken = place
-    drawn.append(f'<text x="{_PANEL}" y="{base + 28}" text-anchor="end">{escape(panel.x)}</text>')
+    drawn.append(f'<text x="{PANEL}" y="{base + 28}" text-anchor="end">{escape(panel.x)}</text>')
     for number, (what, curve) in enumerate(panel.curves.items()):
         color = _COLORS[number]
         points = [at(x, curve[x]) for x in sorted(curve)]

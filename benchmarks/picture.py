@@ -6,14 +6,13 @@ from xml.sax.saxutils import escape
 
 from .figures import shown
 from .floors import FLOORS
+from .lines import PANEL, grid
 from .report import Results, title_of
 from .scenarios import Scenario
 from .systems import SYSTEMS
 
 __all__ = ["svg"]
 
-_WIDTH, _COLUMNS, _GAP = 1080, 3, 28
-_PANEL = (_WIDTH - _GAP * (_COLUMNS + 1)) // _COLUMNS
 _LABEL = 122  # for the longest name of a system
 _VALUE = 66  # right of the bars
 _ROW, _HEAD = 17, 44
@@ -34,16 +33,7 @@ text.ours { font-weight: 600 } text.failed { fill: #cf222e } text.peer, text.flo
 def svg(results: Results) -> str:
     """All scenarios that have a figure at all."""
     panels = [panel for scenario in results.scenarios() if (panel := _panel(results, scenario))]
-    rows = [panels[at : at + _COLUMNS] for at in range(0, len(panels), _COLUMNS)]
-    y, parts = _GAP, []
-    for row in rows:
-        for column, (body, _) in enumerate(row):
-            parts.append(f'<g transform="translate({_GAP + column * (_PANEL + _GAP)} {y})">{body}</g>')
-        y += max(height for _, height in row) + _GAP
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}" role="img" '
-        f'aria-label="mpms beside other pools">\n<style>{_STYLE}</style>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    return grid(panels, _STYLE, "mpms beside other pools")
 
 
 def _panel(results: Results, scenario: Scenario) -> tuple[str, int] | None:
@@ -69,7 +59,7 @@ def _panel(results: Results, scenario: Scenario) -> tuple[str, int] | None:
         return None
     # Not the floor, which may be far away from everybody and would leave no room for the others.
     most = max((value for name, _, value, word in bars if value and not word and name not in FLOORS), default=1.0)
-    room = _PANEL - _LABEL - _VALUE
+    room = PANEL - _LABEL - _VALUE
     arrow = "more is better" if figure.better == "more" else "less is better"
     drawn = [
         f'<text class="title" x="0" y="12">{escape(_short(scenario.title))}</text>',
