@@ -78,7 +78,8 @@ def raise_signal(number: int) -> None:
 
 def hold_the_gil(seconds: int = 600) -> None:
     """Hang in C code that doesn't let go of the GIL."""
-    ctypes.PyDLL(None).sleep(seconds)
+    while seconds:  # a signal that happens to come to this thread ends the sleep: the rest is returned
+        seconds = ctypes.PyDLL(None).sleep(seconds)
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
