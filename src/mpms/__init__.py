@@ -10,7 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .engine import RunningTask, Stats, WorkerInfo
     from .errors import (
         MpmsError,
         PoolBroken,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from .faces.classic import MPMS, Meta
     from .faces.executor import Executor
     from .faces.futures import Future
+    from .figures import RunningTask, Stats, WorkerInfo
 
 __all__ = [
     "MPMS",
@@ -47,7 +47,7 @@ _HOMES = {
     **dict.fromkeys(("MPMS", "Meta"), "faces.classic"),
     "Executor": "faces.executor",
     "Future": "faces.futures",
-    **dict.fromkeys(("Stats", "RunningTask", "WorkerInfo"), "engine"),
+    **dict.fromkeys(("Stats", "RunningTask", "WorkerInfo"), "figures"),
 }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from .ids import START_METHODS, StartMethod
+from .record import Record
 
-__all__ = ["Hook", "PoolConfig", "check_integer", "check_seconds", "hook", "parse_size"]
+__all__ = ["Hook", "PoolConfig", "check_integer", "check_seconds", "default_processes", "hook", "parse_size"]
 
 _UNITS = {
     "": 1,
@@ -25,27 +25,26 @@ _UNITS = {
 }
 
 
-def _default_processes() -> int:
+def default_processes() -> int:
+    """One per processor."""
     # The cpus that this process may use, not those of the machine: containers and taskset count.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
+class Hook(Record):
     """A callable of the user with its arguments, run in the worker at a certain point."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolConfig:
+class PoolConfig(Record, kw_only=True):
     """The options of a pool. Durations are in seconds, ``None`` means "off" unless it says otherwise.
 
     Raises ``ValueError`` or ``TypeError`` that name the option, what was given and what may be.
     """
 
-    processes: int = field(default_factory=_default_processes)
+    processes: int
     threads: int = 2
     name: str = "mpms_worker"
     max_pending: int = 0
@@ -138,10 +137,6 @@ class PoolConfig:
         raise ValueError(
             f'stop_on must be a number of failed tasks from 1 on, or a share as "10%", or None, not {self.stop_on!r}'
         )
-
-    def replace(self, **changes: Any) -> PoolConfig:
-        """A copy with ``changes``, validated again."""
-        return PoolConfig(**{f.name: getattr(self, f.name) for f in fields(self)} | changes)
 
 
 def hook(name: str, function: Callable[..., Any] | None, args_name: str, args: Sequence[Any]) -> Hook | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NewType
+
+from .record import Record
 
 __all__ = ["START_METHODS", "Seq", "StartMethod", "TaskId", "TaskOptions", "WorkerId"]
 
@@ -21,8 +22,7 @@ StartMethod = Literal["forkserver", "fork", "spawn"]
 START_METHODS: tuple[StartMethod, ...] = ("forkserver", "fork", "spawn")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskOptions:
+class TaskOptions(Record, kw_only=True):
     """What one task has of its own: seconds that it may run, retries (``None``: as the pool), and its priority.
 
     Tasks of a higher priority go first; among equals, the older one.

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
+from .record import Record
 
 __all__ = ["Broken", "Cancelled", "Crashed", "Outcome", "Raised", "Returned", "TimedOut"]
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Record):
     """The function returned ``value``, which may well be an exception instance: a value stays a value."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(Record):
     """The function raised ``error``; its ``__cause__`` holds the remote traceback."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class Crashed:
+class Crashed(Record):
     """The worker ended while it ran the task. ``items``: of a chunk, how many may have started; ``None``: all."""
 
     error: WorkerCrashed
     items: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(Record):
     """The task ran longer than it may; ``items`` as of :class:`Crashed`: it is the last of them that did."""
 
     error: TaskTimeout
     items: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Record):
     """The pool was stopped before the task had finished."""
 
     error: TaskCancelled
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Record):
     """The pool broke before the task had finished."""
 
     error: PoolBroken

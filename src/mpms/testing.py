@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import Hook, PoolConfig
-from .engine import Pending, Refused, RunningTask, Sink, Stats, Ticket, WorkerHandle, WorkerInfo, WorkerStacks
+from .engine import Pending, Refused, Sink, Ticket, WorkerHandle
 from .errors import PoolBroken, RemoteWorkerError, TaskCancelled
+from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
 from .outcome import Broken, Cancelled, Outcome, Raised, Returned
 from .wire.chunks import Each
@@ -338,7 +339,7 @@ class InlineEngine:
 
 
 def _refuse_what_needs_processes(config: PoolConfig) -> None:
-    default = PoolConfig()
+    default = PoolConfig(processes=1)
     for name in _NEEDS_PROCESSES:
         value = getattr(config, name)
         if value != getattr(default, name):

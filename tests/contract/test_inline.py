@@ -81,7 +81,9 @@ def test_preload_comes_first_and_is_not_tried_again() -> None:
 
     sink = Recorder()
     engine = InlineEngine(
-        tasks.give, PoolConfig(preload=fail, process_initializer=Hook(order.append, ("initializer",))), sink
+        tasks.give,
+        PoolConfig(processes=1, preload=fail, process_initializer=Hook(order.append, ("initializer",))),
+        sink,
     )
     engine.start()
     assert engine.wait_stopped(PATIENCE)
@@ -98,7 +100,7 @@ def test_an_initializer_is_tried_again_as_often_as_the_option_says() -> None:
             raise ValueError("not yet")
 
     sink = Recorder()
-    config = PoolConfig(process_initializer=Hook(fail_twice), max_start_failures=3)
+    config = PoolConfig(processes=1, process_initializer=Hook(fail_twice), max_start_failures=3)
     engine = InlineEngine(tasks.give, config, sink)
     engine.submit((1,), {})
     engine.start()

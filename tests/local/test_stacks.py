@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mpms import MPMS
-from mpms.engine import ThreadStack, WorkerStacks
+from mpms.figures import ThreadStack, WorkerStacks
 from mpms.local.stacks import take_stacks
 from mpms.wire.messages import ASK_SIGNAL
 

@@ -177,7 +177,7 @@ def test_without_room_for_a_mapping_it_is_read(
     ours, theirs = pair
     file = filed(b"a" * LARGE)
     send_file(ours, file.message(2, 0), file)
-    system = files._system()._replace(mmap=lambda *_: files._FAILED)
+    system = files._system().replace(mmap=lambda *_: files._FAILED)
     monkeypatch.setattr(files, "_system", lambda: system)
     [(_, _, payload)], _ = Receiver(theirs).read()
     assert payload == b"a" * LARGE

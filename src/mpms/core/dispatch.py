@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import inf
 from operator import itemgetter
 from typing import TypeAlias
 
 from ..ids import Seq, TaskId
+from ..record import Record
 from . import policy
 from .fleet import Fleet, Serving, Worker
 from .limits import Limits
@@ -20,25 +20,21 @@ __all__ = ["Dispatcher"]
 # What is known of the machine's free memory
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(Record):
     """Or too long ago."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Record):
     """The answer comes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Enough:
+class Enough(Record):
     """Believed until then."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Short:
+class Short(Record):
     """Asked again then, if tasks wait."""
 
     until: float
@@ -164,7 +160,7 @@ class Dispatcher:
         worker.dispatched += len(tasks)
         due = policy.due_at_count(self._limits, worker.id)
         if due is not None and worker.dispatched >= due and isinstance(worker.phase, Serving):
-            worker.phase = replace(worker.phase, due=now)
+            worker.phase = worker.phase.replace(due=now)
             self._timed = True
         first = self._last_seq + 1
         self._last_seq += len(tasks)

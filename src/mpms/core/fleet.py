@@ -7,25 +7,23 @@ Starting ──ready──▶ Serving ──due, dying, timeout, close──▶ 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ..ids import Seq, TaskId, WorkerId
+from ..record import Record
 from . import policy
 from .messages import KillReason
 
 __all__ = ["Fleet", "Killed", "Phase", "Retiring", "Serving", "Starting", "Worker"]
 
 
-@dataclass(frozen=True, slots=True)
-class Starting:
+class Starting(Record):
     """Its initializers run, until ``deadline`` at the latest."""
 
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(Record):
     """It takes tasks. ``due`` is when it is to be rotated in its turn, ``hard`` when without waiting for a turn.
 
     Both are unknown until it has something to do.
@@ -35,16 +33,14 @@ class Serving:
     hard: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Retiring:
+class Retiring(Record):
     """It takes no more tasks. Killed at ``deadline``; ``rotation`` when a replacement was brought first."""
 
     deadline: float | None
     rotation: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Killed:
+class Killed(Record):
     """Its end is certain. At ``deadline`` the pool ends without waiting for it any longer."""
 
     deadline: float | None
@@ -54,27 +50,50 @@ class Killed:
 Phase: TypeAlias = Starting | Serving | Retiring | Killed
 
 
-@dataclass(slots=True)
 class Worker:
-    id: WorkerId
-    born: float
-    phase: Phase
-    threads: int  # that take tasks
-    last_result: float  # or when it was given something to do after it had nothing
-    window_start: float
-    ward: bool = False  # it runs suspects, one at a time, and nothing else
-    sent: dict[Seq, TaskId] = field(default_factory=dict)  # in the order of dispatch; without a result so far
-    hung: dict[Seq, float] = field(default_factory=dict)  # over time, since when; settled with its stack
-    interrupted: dict[Seq, float] = field(default_factory=dict)  # told to end by `TaskTimeout`, and since when
-    overdue: bool = False  # a task in it has run too long: that is why it ends
-    dispatched: int = 0  # and not returned
-    done: int = 0
-    rate: float = 0.0
-    window_done: int = 0
-    check_at: float | None = None  # when the board is to be read next: a running time may be over
-    waiting_since: tuple[Seq, float] | None = None  # the first unstarted dispatch when nothing ran, and since when
-    memory_at: float | None = None
-    recalling: bool = False
+    __slots__ = (
+        "born",
+        "check_at",
+        "dispatched",
+        "done",
+        "hung",
+        "id",
+        "interrupted",
+        "last_result",
+        "memory_at",
+        "overdue",
+        "phase",
+        "rate",
+        "recalling",
+        "sent",
+        "threads",
+        "waiting_since",
+        "ward",
+        "window_done",
+        "window_start",
+    )
+
+    def __init__(self, id: WorkerId, now: float, phase: Phase, threads: int, *, ward: bool) -> None:
+        self.id = id
+        self.born = now
+        self.phase = phase
+        self.threads = threads  # that take tasks
+        self.ward = ward  # it runs suspects, one at a time, and nothing else
+        self.sent: dict[Seq, TaskId] = {}  # in the order of dispatch; without a result so far
+        self.hung: dict[Seq, float] = {}  # over time, since when; settled with its stack
+        self.interrupted: dict[Seq, float] = {}  # told to end by `TaskTimeout`, and since when
+        self.overdue = False  # a task in it has run too long: that is why it ends
+        self.dispatched = 0  # and not returned
+        self.done = 0
+        self.last_result = now  # or when it was given something to do after it had nothing
+        self.rate = 0.0
+        self.window_start = now
+        self.window_done = 0
+        self.check_at: float | None = None  # when the board is to be read next: a running time may be over
+        # The first unstarted dispatch when nothing ran, and since when.
+        self.waiting_since: tuple[Seq, float] | None = None
+        self.memory_at: float | None = None
+        self.recalling = False
 
     @property
     def is_suspicious(self) -> bool:
@@ -113,7 +132,7 @@ class Fleet:
     def new(self, now: float, deadline: float, threads: int, *, ward: bool = False) -> Worker:
         self.last_id += 1
         id = WorkerId(self.last_id)
-        worker = Worker(id, now, Starting(deadline), threads, last_result=now, window_start=now, ward=ward)
+        worker = Worker(id, now, Starting(deadline), threads, ward=ward)
         self.workers[id] = worker
         return worker
 

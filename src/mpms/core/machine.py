@@ -12,11 +12,11 @@ A single thread owns it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
 
 from ..ids import Seq, TaskId, WorkerId
+from ..record import Record
 from . import policy
 from .dispatch import Dispatcher
 from .fates import Fates
@@ -65,35 +65,29 @@ __all__ = ["PoolMachine"]
 # What the pool is about, as a whole
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(Record):
     """Tasks come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
+class Closing(Record):
     """No more tasks come; those that are here get their outcomes, and then it ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(Record):
     """As closing, until ``deadline``; what has no outcome then is cancelled."""
 
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class Abandoning:
+class Abandoning(Record):
     """The time of stopping is over: what has no outcome is cancelled, and the workers are killed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Breaking:
+class Breaking(Record):
     """No worker can be started: everything is over but the ends of the workers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Record):
     """Every task is settled, and no worker lives."""
 
 
@@ -275,7 +269,7 @@ class PoolMachine:
             return
         worker.threads = threads
         if threads:
-            worker.phase = replace(worker.phase, due=now)
+            worker.phase = worker.phase.replace(due=now)
         else:
             self._retire(worker, None)  # nobody in it takes tasks: it can't wait for its turn
 
@@ -286,7 +280,7 @@ class PoolMachine:
         if event.over_hard:
             self._kill(worker, "memory")
         elif event.over and isinstance(worker.phase, Serving):
-            worker.phase = replace(worker.phase, due=now)
+            worker.phase = worker.phase.replace(due=now)
 
     def _board(self, event: BoardSeen, now: float) -> None:
         worker = self.fleet.workers.get(event.worker)
@@ -389,7 +383,7 @@ class PoolMachine:
         """If it was killed, don't wait for its end for longer than until ``deadline``."""
         match worker.phase:
             case Killed(before):
-                worker.phase = replace(worker.phase, deadline=deadline if before is None else min(before, deadline))
+                worker.phase = worker.phase.replace(deadline=deadline if before is None else min(before, deadline))
             case _:
                 pass
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from ..ids import Seq, TaskId, TaskOptions, WorkerId
+from ..record import Record
 
 __all__ = [
     "AbandonedTask",
@@ -52,33 +52,31 @@ __all__ = [
 ]
 
 
+_NONE: Mapping[TaskId, TaskOptions] = {}
+
 # Events
 
 
-@dataclass(frozen=True, slots=True)
-class TasksSubmitted:
+class TasksSubmitted(Record):
     """Tasks were accepted, in this order. ``options`` are those of the tasks that have some of their own."""
 
     tasks: Sequence[TaskId]
-    options: Mapping[TaskId, TaskOptions] = field(default_factory=dict)
+    options: Mapping[TaskId, TaskOptions] = _NONE
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
+class CancelRequested(Record):
     """These tasks are not wanted any more, if they have not started. ``None``: all of them."""
 
     tasks: Sequence[TaskId] | None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
+class WorkerReady(Record):
     """The initializers have run; the worker takes tasks."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class ResultsArrived:
+class ResultsArrived(Record):
     """A worker finished these dispatches. ``failed`` of them raised, ``retry`` are those that are to be tried again."""
 
     worker: WorkerId
@@ -87,31 +85,27 @@ class ResultsArrived:
     retry: frozenset[Seq] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class TasksReturned:
+class TasksReturned(Record):
     """A worker gave back every task from ``floor`` on: it has not started them, and never will."""
 
     worker: WorkerId
     floor: Seq
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDue:
+class WorkerDue(Record):
     """A thread of the worker has run its share of tasks; ``threads`` still take some."""
 
     worker: WorkerId
     threads: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDying:
+class WorkerDying(Record):
     """A task asked for the end of its process: it takes no more, and finishes what runs."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExited:
+class WorkerExited(Record):
     """The process has ended and its socket was read to the end.
 
     ``watermark`` is the highest dispatch that it had started (0: none), ``blamed`` the one that is known to have
@@ -123,16 +117,14 @@ class WorkerExited:
     blamed: Seq | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BoardSeen:
+class BoardSeen(Record):
     """What a worker's threads run now, and since when: the answer to :class:`ReadBoard`."""
 
     worker: WorkerId
     running: Sequence[tuple[Seq, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySeen:
+class MemorySeen(Record):
     """How a worker's memory compares to the limits: the answer to :class:`ReadMemory`."""
 
     worker: WorkerId
@@ -140,41 +132,35 @@ class MemorySeen:
     over_hard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FreeMemorySeen:
+class FreeMemorySeen(Record):
     """Whether the machine has enough free memory for more tasks: the answer to :class:`ReadFreeMemory`."""
 
     enough: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Resized:
+class Resized(Record):
     """The pool is to have this many workers."""
 
     processes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LinkLost:
+class LinkLost(Record):
     """The worker's socket was closed, though the process may live: nothing can be heard from it any more."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Record):
     """No more tasks come: end when all are settled."""
 
 
-@dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(Record):
     """No more tasks come, and what is not settled at ``deadline`` is killed and cancelled."""
 
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class Broke:
+class Broke(Record):
     """No worker can ever be started (the function can't be loaded): give up now."""
 
 
@@ -205,8 +191,7 @@ KillReason: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Crash:
+class Crash(Record):
     """The task had started in ``worker``, which has ended."""
 
     worker: WorkerId
@@ -214,8 +199,7 @@ class Crash:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Timeout:
+class Timeout(Record):
     """The task ran in ``worker`` for longer than ``limit`` seconds."""
 
     worker: WorkerId
@@ -223,71 +207,60 @@ class Timeout:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class AbandonedTask:
+class AbandonedTask(Record):
     """The pool was stopped first."""
 
     started: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LostCause:
+class LostCause(Record):
     """The pool broke first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
+class Withdrawn(Record):
     """It was cancelled, and had not started."""
 
 
 Verdict: TypeAlias = Crash | Timeout | AbandonedTask | LostCause | Withdrawn
 
 
-@dataclass(frozen=True, slots=True)
-class StartWorker:
+class StartWorker(Record):
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(Record):
     """Send these tasks to the worker, in this order. The numbers grow."""
 
     worker: WorkerId
     tasks: Sequence[tuple[Seq, TaskId]]
 
 
-@dataclass(frozen=True, slots=True)
-class Recall:
+class Recall(Record):
     """Ask the worker to give back what it has not started, of all up to ``upto``: its last dispatch so far."""
 
     worker: WorkerId
     upto: Seq
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(Record):
     """Ask the worker to take no more, give back what it has not started, finish, run finalizers, and exit."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBoard:
+class ReadBoard(Record):
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class ReadMemory:
+class ReadMemory(Record):
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFreeMemory:
+class ReadFreeMemory(Record):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupt:
+class Interrupt(Record):
     """Raise ``TaskTimeout`` in the thread that runs this dispatch, for longer than ``limit`` seconds."""
 
     worker: WorkerId
@@ -295,28 +268,24 @@ class Interrupt:
     limit: float
 
 
-@dataclass(frozen=True, slots=True)
-class DumpStacks:
+class DumpStacks(Record):
     """Have the worker write where its threads are: a task in it has run too long."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Record):
     worker: WorkerId
     why: KillReason
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Record):
     """The results of these dispatches are the outcomes of these tasks."""
 
     tasks: Sequence[tuple[TaskId, Seq]]
 
 
-@dataclass(frozen=True, slots=True)
-class Retried:
+class Retried(Record):
     """The task will be run again. ``verdict`` says how this attempt ended; ``None``: as the result of ``seq`` says."""
 
     task: TaskId
@@ -324,8 +293,7 @@ class Retried:
     verdict: Verdict | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(Record):
     """The task is over without a result of its own; ``seq`` is its last dispatch, if it had any."""
 
     task: TaskId
@@ -333,15 +301,13 @@ class Fail:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Record):
     """These tasks were to be cancelled, and are not: they had started, or are over."""
 
     tasks: Sequence[TaskId]
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Record):
     """Every task is settled and every worker has ended: the last effect."""
 
     broken: bool

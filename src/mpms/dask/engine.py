@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client
 
 from ..config import PoolConfig
-from ..engine import Pending, RunningTask, Sink, Stats, Ticket, WorkerHandle, WorkerInfo, WorkerStacks
+from ..engine import Pending, Sink, Ticket, WorkerHandle
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
+from ..figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from ..ids import TaskId, TaskOptions
 from ..local.delivery import Delivery, Record
 from ..local.engine import job_of

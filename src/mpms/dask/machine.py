@@ -17,8 +17,9 @@ from typing import Any
 from distributed import Worker, WorkerPlugin, get_worker
 
 from ..config import PoolConfig
-from ..engine import Delivered, WorkerInfo, WorkerStacks
+from ..engine import Delivered
 from ..errors import PoolBroken
+from ..figures import WorkerInfo, WorkerStacks
 from ..ids import StartMethod, TaskId
 from ..local.delivery import Delivery
 from ..local.engine import LocalEngine

@@ -12,7 +12,6 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
 from time import monotonic
 from typing import Any, TypeAlias
@@ -22,6 +21,7 @@ from ..engine import Engine, Refused
 from ..errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
 from ..ids import TaskId, TaskOptions
 from ..outcome import Crashed, Outcome, Returned, TimedOut
+from ..record import Record
 from ..wire.chunks import Chunk, pack
 
 __all__ = ["Bulk"]
@@ -36,8 +36,7 @@ _FILL_SECONDS = 0.005
 """How long a chunk waits for a slow source to give it more items."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(Record):
     """In place of a value."""
 
     error: BaseException

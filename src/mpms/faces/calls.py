@@ -7,10 +7,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from ..config import PoolConfig
-from ..engine import Engine, Stats, WorkerInfo, WorkerStacks
+from ..engine import Engine
 
 if TYPE_CHECKING:  # type checkers know this module, installed or not
     from typing_extensions import Self
+
+    from ..figures import Stats, WorkerInfo, WorkerStacks
 
 __all__ = ["Calls"]
 

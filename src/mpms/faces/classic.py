@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic
 
-from ..config import PoolConfig, check_integer, check_seconds, hook, parse_size
+from ..config import PoolConfig, check_integer, check_seconds, default_processes, hook, parse_size
 from ..engine import Engine, WorkerHandle
 from ..errors import TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from ..ids import StartMethod, TaskOptions
@@ -160,7 +160,7 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         if task_queue_maxsize is not None:
             check_integer("task_queue_maxsize", task_queue_maxsize, 0)
         config = PoolConfig(
-            **({} if processes is None else {"processes": processes}),
+            processes=default_processes() if processes is None else processes,
             threads=threads,
             name=_name_of(worker) if name is None else name,
             max_pending=0 if task_queue_maxsize is None else task_queue_maxsize,

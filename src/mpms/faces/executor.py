@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from ..config import PoolConfig, check_integer, hook, parse_size
+from ..config import PoolConfig, check_integer, default_processes, hook, parse_size
 from ..engine import Refused
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from ..ids import START_METHODS, StartMethod
@@ -109,7 +109,7 @@ class Executor(Calls, concurrent.futures.Executor):
                 raise ValueError("max_tasks_per_child and lifecycle say the same: leave one of them out")
             lifecycle = max(1, max_tasks_per_child // threads)
         self._config = PoolConfig(
-            **({} if max_workers is None else {"processes": max_workers}),
+            processes=default_processes() if max_workers is None else max_workers,
             threads=threads,
             name=_new_name() if name is None else name,
             start_method=start_method if mp_context is None else _method_of(mp_context, start_method),

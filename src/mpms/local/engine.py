@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import Hook, PoolConfig
 from ..core.limits import Limits
@@ -34,7 +34,7 @@ from ..core.messages import (
     Verdict,
     Withdrawn,
 )
-from ..engine import Pending, Refused, Sink, Stats, Ticket, WorkerHandle, WorkerInfo, WorkerStacks
+from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
 from ..outcome import Broken
@@ -52,6 +52,9 @@ from .memory_watch import MemoryLimits
 from .reports import Reporter
 from .verdicts import Breakage, Maker
 from .wakeup import WakeUp
+
+if TYPE_CHECKING:
+    from ..figures import Stats, WorkerInfo, WorkerStacks
 
 __all__ = ["LocalEngine", "job_of"]
 
@@ -277,6 +280,8 @@ class LocalEngine:
         return None if self._breakage is None else self._breakage.error
 
     def stats(self) -> Stats:
+        from ..figures import Stats
+
         now = time.monotonic()
         oldest = max(((r.seconds, r.task) for info in self.workers() for r in info.running), default=None)
         uptime = (self._ended or now) - self._started if self._started else 0.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..core.messages import Crash, Timeout
 from ..errors import TaskTimeout, WorkerCrashed
 from ..ids import Seq, TaskId
+from ..record import Record
 from ..wire.board import Slot
 
 __all__ = [
@@ -39,8 +39,7 @@ _CODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(Record):
     """How a worker ended or hangs, and what ran in it. ``stacks`` is what faulthandler wrote."""
 
     worker: str
@@ -55,8 +54,7 @@ class Death:
     oom_killed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Who:
+class Who(Record):
     """The task that an error is about. ``arguments`` as a short text."""
 
     task: TaskId

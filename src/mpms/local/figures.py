@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..core.machine import PoolMachine
-from ..engine import RunningTask, WorkerHandle, WorkerInfo, WorkerStacks
+from ..engine import WorkerHandle
 from ..ids import Seq, WorkerId
 from .link import Link
 from .memory import is_zombie
-from .stacks import take_stacks, thread_stacks
+
+if TYPE_CHECKING:
+    from ..figures import WorkerInfo, WorkerStacks
 
 __all__ = ["Figures"]
 
@@ -37,7 +39,9 @@ class Figures:
         return sum(link.pid is not None and is_zombie(link.pid) for link in self._links)
 
     def workers(self) -> list[WorkerInfo]:
-        now, infos = time.monotonic(), []
+        from ..figures import RunningTask, WorkerInfo
+
+        now, infos = time.monotonic(), list[WorkerInfo]()
         for link in self._links:
             worker = self._machine.fleet.workers.get(link.worker)
             if worker is None:
@@ -63,6 +67,11 @@ class Figures:
         return infos
 
     def stacks(self) -> list[WorkerStacks]:
+        from dataclasses import replace
+
+        from ..figures import WorkerStacks
+        from .stacks import take_stacks, thread_stacks
+
         found = []
         for link in self._links:
             worker = self._machine.fleet.workers.get(link.worker)

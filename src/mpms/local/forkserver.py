@@ -19,7 +19,6 @@ import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from typing import NoReturn
@@ -44,7 +43,7 @@ from ..wire.messages import (
 from ..wire.pickling import dump_error, load
 from .memory import anonymous_file
 
-__all__ = ["ForkServer", "clone", "import_worker", "interpreter_flags", "main"]
+__all__ = ["ForkServer", "clone", "import_worker", "main"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -60,9 +59,12 @@ def main(fd: int, told: int) -> NoReturn:
         setup: Setup = pickle.load(file)
     prepare(setup)
     if setup.spawn:
+        gc.enable()
         server.serve(setup)
+    import_worker()
     try:
         job: Job = load(setup.job)
+        gc.enable()
         _preload(job)
     except BaseException as error:  # the user's modules
         server.load_failed(error)
@@ -136,10 +138,9 @@ class ForkServer:
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_read, False)
         os.set_blocking(wake_write, False)
-        if job is not None:
-            import_worker()
-        # A fork is cheaper by what the collector doesn't touch (and so copy) in the child.
-        gc.collect()
+        # What is here now the collector doesn't look at again, in the workers neither: their memory stays shared.
+        if job is not None and job.preload is not None:
+            gc.collect()
         gc.freeze()
         # After the user's modules, which may set handlers of their own; and whatever the thread that started us blocks.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -230,7 +231,6 @@ class ForkServer:
             assert self._setup is not None
             os.set_inheritable(lifeline, True)
             self._exec_worker(self._setup, birth, descriptors)
-        gc.unfreeze()
         data, control, board, stacks = descriptors
         from ..worker.main import run
 
@@ -248,7 +248,7 @@ class ForkServer:
             f"import sys; sys.path[:] = {setup.path!r}; "
             f"from mpms.worker.main import main; main({spec}, {descriptors!r})"
         )
-        os.execv(sys.executable, [sys.executable, *interpreter_flags(), "-c", code])
+        os.execv(sys.executable, [sys.executable, *setup.flags, "-c", code])
 
     def _reap(self) -> None:
         """Everything that has ended."""
@@ -309,11 +309,6 @@ def _tie_group(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-def interpreter_flags() -> list[str]:
-    """The options with which this interpreter runs, for another one that is to be like it."""
-    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
 
 
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None

@@ -15,10 +15,10 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..ids import StartMethod, WorkerId
+from ..record import Record
 from ..wire.frames import Decoder, encode
 from ..wire.messages import ASK, BEAR, BORN, DUMP, EXIT, GONE, KILL, LOAD_FAILED, LOADED, Birth, Job, Setup
 from ..wire.pickling import number_classes
@@ -29,14 +29,12 @@ from .memory import anonymous_file
 __all__ = ["Born", "Gone", "Launcher", "LoadFailed", "Report", "ServerLost", "Shipment"]
 
 
-@dataclass(frozen=True, slots=True)
-class Born:
+class Born(Record):
     worker: WorkerId
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Record):
     """The process has ended and is reaped. ``peak`` is the most memory that it had, in bytes."""
 
     worker: WorkerId
@@ -44,23 +42,20 @@ class Gone:
     peak: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
+class LoadFailed(Record):
     """The function or what it needs can't be loaded in a fresh process, or ``preload`` failed: see ``dump_error``."""
 
     error: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLost:
+class ServerLost(Record):
     """The fork server has ended, and is to be opened again. Its workers end with it."""
 
 
 Report: TypeAlias = Born | Gone | LoadFailed | ServerLost
 
 
-@dataclass(frozen=True, slots=True)
-class Shipment:
+class Shipment(Record):
     """A job, ready to be sent: pickled, with the descriptors that go with it; as it is for ``fork``."""
 
     method: StartMethod
@@ -252,8 +247,6 @@ class _Subprocess(_Server):
     """A fresh interpreter."""
 
     def __init__(self, ours: socket.socket, theirs: socket.socket, shipment: Shipment) -> None:
-        from .forkserver import interpreter_flags
-
         # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
         told = anonymous_file("mpms-setup")
         try:
@@ -261,11 +254,12 @@ class _Subprocess(_Server):
                 pickle.dump(_setup(shipment), file, 5)
             os.lseek(told, 0, os.SEEK_SET)
             code = (
-                f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; "
+                # Nothing that is imported becomes garbage: to look for it takes a tenth of the time.
+                f"import gc, sys; gc.disable(); sys.path[:] = {list(map(str, sys.path))!r}; "
                 f"from mpms.local.forkserver import main; main({theirs.fileno()}, {told})"
             )
             self._process = subprocess.Popen(
-                [multiprocessing.spawn.get_executable(), *interpreter_flags(), "-c", code],
+                [multiprocessing.spawn.get_executable(), *_interpreter_flags(), "-c", code],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), told, *shipment.inherited],
                 cwd=None if _directory() else "/",  # Python 3.13.0 can't even import socket in one that is gone
@@ -326,9 +320,15 @@ def _directory() -> str | None:
         return None
 
 
+def _interpreter_flags() -> list[str]:
+    """The options with which this interpreter runs, for another one that is to be like it."""
+    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
+
+
 def _setup(shipment: Shipment) -> Setup:
     directory = _directory()
     return Setup(
+        flags=_interpreter_flags(),
         path=[str(path) or directory or "" for path in sys.path],
         argv=sys.argv,
         directory=directory,

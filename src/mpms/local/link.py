@@ -8,9 +8,10 @@ import socket
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from ..ids import WorkerId
+from ..record import Record
 from ..wire.board import Board, Slot, board_size
 from ..wire.files import MemoryFile, Receiver, send_file
 from ..wire.frames import HEADER, Message, encode
@@ -30,7 +31,7 @@ _FUNCTIONS_MOST = 256  # that a worker keeps
 _READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
 
 
-class _Filed(NamedTuple):
+class _Filed(Record):
     """A task whose payload is in a file."""
 
     seq: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 __all__ = ["OomWatch", "anonymous_file", "free_memory", "is_zombie", "resident_memory"]
 
@@ -13,6 +12,8 @@ def anonymous_file(name: str, size: int = 0) -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
     else:
+        import tempfile
+
         with tempfile.TemporaryFile(prefix=name) as file:
             fd = os.dup(file.fileno())
     if size:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..core.messages import FreeMemorySeen, MemorySeen
+from ..record import Record
 from .link import Link
 from .memory import free_memory, resident_memory
 
 __all__ = ["MemoryLimits", "MemoryWatch"]
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryLimits:
+class MemoryLimits(Record):
     """In bytes. What a worker may hold more than at its start: ``soft`` has it replaced, ``hard`` killed."""
 
     soft: int | None = None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..engine import ThreadStack, WorkerStacks
+from ..figures import ThreadStack, WorkerStacks
 from ..wire.board import Board, Slot, threads_of
 from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL
 from . import evidence

@@ -9,7 +9,8 @@ is over: the largest one is the watermark, above which nothing had started.
 from __future__ import annotations
 
 import mmap
-from typing import NamedTuple
+
+from ..record import Record
 
 __all__ = ["Board", "Slot", "board_size", "threads_of"]
 
@@ -26,7 +27,7 @@ def threads_of(size: int) -> int:
     return size // (_WORDS * 8)
 
 
-class Slot(NamedTuple):
+class Slot(Record):
     """What one thread runs, and since when."""
 
     thread: int

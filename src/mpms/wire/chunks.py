@@ -13,9 +13,10 @@ from itertools import chain, islice, starmap
 from operator import length_hint
 from time import monotonic
 from types import NoneType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from ..errors import RemoteWorkerError
+from ..record import Record
 from .pickling import dump, dump_error, load, load_error, unsendable
 
 __all__ = ["Chunk", "Each", "Packed", "Place", "here", "pack"]
@@ -83,7 +84,7 @@ here = _Here()
 """``here.place`` is where the calling thread runs chunks."""
 
 
-class Chunk(NamedTuple):
+class Chunk(Record):
     """What came of the first ``len(values)`` items; the others were not started.
 
     ``one_by_one`` says how the values were pickled. ``errors`` has what an item raised, pickled, and whether it asks

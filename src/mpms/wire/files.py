@@ -19,8 +19,9 @@ import struct
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
+from ..record import Record
 from .frames import HEADER, Decoder, Message
 
 __all__ = ["FILED", "MemoryFile", "Payload", "Receiver", "pack", "send_file"]
@@ -177,7 +178,7 @@ def _map(fd: int, size: int) -> memoryview:
 _READ_WRITE, _PRIVATE, _FAILED = 3, 2, 2 ** (8 * struct.calcsize("P")) - 1
 
 
-class _System(NamedTuple):
+class _System(Record):
     mmap: Callable[..., int]
     munmap: Callable[..., int]
     byte: Any

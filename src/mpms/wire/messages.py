@@ -14,8 +14,9 @@ import pickle
 import signal
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from ..record import Record
 
 __all__ = [
     "ASK",
@@ -147,8 +148,7 @@ Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function of the user with its arguments."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Record, kw_only=True):
     """What all workers of a pool do; shipped once. Without a ``function`` every task comes with one of its own."""
 
     function: Callable[..., Any] | None
@@ -166,10 +166,10 @@ class Job:
     log_levels: Mapping[str, int] | None = None  # of the parent's loggers: logs go to it; the root's name is empty
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class Setup(Record, kw_only=True):
     """What a fork server is told at its start. ``job`` is pickled: its imports come after ``path`` is in place."""
 
+    flags: list[str]
     path: list[str]
     argv: list[str]
     directory: str | None
@@ -180,8 +180,7 @@ class Setup:
     job: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
+class Birth(Record, kw_only=True):
     """What is particular to one worker. Environment and directory are those of the parent when it is started."""
 
     name: str

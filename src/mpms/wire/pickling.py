@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import copyreg
-import functools
 import io
 import multiprocessing.context
-import multiprocessing.spawn  # the reducers of queues and locks look for it
 import pickle
 import struct
-import threading
+import sys
 import traceback
 import types
-import weakref
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, ClassVar, TypeAlias, TypeVar, overload
-
-import cloudpickle
-from cloudpickle import cloudpickle as _by_value
+from typing import Any, TypeAlias, TypeVar, overload
 
 from ..errors import RemoteTraceback, RemoteWorkerError
 
@@ -55,11 +48,11 @@ def dump(value: Any, pack: Callable[[_Parts], Any] = b"".join) -> Any:
     except _Large:
         return pack(_parts_of(value))
     except Exception:  # the reducers of the user's objects raise anything
-        return pack([_dump_by_value(value, _Pickler)])
+        return pack([_dump_by_value(value)])
     if len(data) > _SHORT:
         atomic = type(value) in _ATOMS
-        return pack([data if atomic or data.find(_MAIN) < 0 else _dump_by_value(value, _Pickler)])
-    return data if data.find(_MAIN) < 0 else _dump_by_value(value, _Pickler)
+        return pack([data if atomic or data.find(_MAIN) < 0 else _dump_by_value(value)])
+    return data if data.find(_MAIN) < 0 else _dump_by_value(value)
 
 
 @overload
@@ -73,11 +66,11 @@ def dump_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], pack: Callable[[
     except _Large:
         return pack(_parts_of((args, kwargs)))
     except Exception:
-        return pack([_dump_by_value((args, kwargs), _Pickler)])
+        return pack([_dump_by_value((args, kwargs))])
     if len(data) > _SHORT:
         atomic = not kwargs and _ATOMS.issuperset(map(type, args))
-        return pack([data if atomic or data.find(_MAIN) < 0 else _dump_by_value((args, kwargs), _Pickler)])
-    return data if data.find(_MAIN) < 0 else _dump_by_value((args, kwargs), _Pickler)
+        return pack([data if atomic or data.find(_MAIN) < 0 else _dump_by_value((args, kwargs))])
+    return data if data.find(_MAIN) < 0 else _dump_by_value((args, kwargs))
 
 
 # Large buffers, of arrays, go beside the pickle, by protocol 5 (PEP 574): they are copied once here, and not at all
@@ -108,9 +101,9 @@ def _parts_of(value: Any) -> _Parts:
     try:
         data = pickle.dumps(value, 5, buffer_callback=beside)
     except Exception:  # as in `dump`
-        return [_dump_by_value(value, _Pickler)]
+        return [_dump_by_value(value)]
     if data.find(_MAIN) >= 0:
-        return [_dump_by_value(value, _Pickler)]
+        return [_dump_by_value(value)]
     parts: list[bytes | memoryview] = [_BESIDE]
     at = len(_BESIDE)
     all_of_it: list[bytes | memoryview] = [data, *buffers, b""]
@@ -159,160 +152,55 @@ def dump_function(function: object) -> bytes:
     try:
         data = pickle.dumps(function, 5)
     except Exception:
-        return _dump_by_value(function, _FunctionPickler)
-    return data if data.find(_MAIN) < 0 else _dump_by_value(function, _FunctionPickler)
-
-
-_BY_VALUE = b"V"
-"""In front of what can't be loaded by ``pickle`` alone, for to look for a word in all takes longer. Pickles begin with
-0x80."""
-
-
-def _dump_by_value(value: Any, pickler: type[_Pickler]) -> bytes:
-    buffer = io.BytesIO()
-    buffer.write(_BY_VALUE)
-    pickler(buffer, 5).dump(value)
-    return buffer.getvalue()
-
-
-def load(data: bytes) -> Any:
-    """What :func:`dump` made. A class that is known here, since it came or went before, is that one and stays as it is.
-
-    ``cloudpickle`` alone would give it the state that it has over there: every result would replace the methods and
-    the counters of the script's own classes, while they are in use.
-    """
-    if data[0] == 0x80:
-        return pickle.loads(data)
-    if data[:1] == _BESIDE:
-        return _load_beside(data)
-    return _Unpickler(io.BytesIO(memoryview(data)[1:])).load()
-
-
-def number_classes() -> None:
-    """Before a fork: number the classes that go by value, so that parent and child know them by the same numbers."""
-    todo, seen = [object], {id(object)}
-    while todo:
-        for cls in type.__subclasses__(todo.pop()):
-            if id(cls) in seen:
-                continue
-            seen.add(id(cls))
-            todo.append(cls)
-            if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
-                try:
-                    _by_value._get_or_create_tracker_id(cls)
-                except TypeError:
-                    pass  # a class without a hash or weak references: it can't be sent anyway
+        return _dump_function_by_value(function)
+    return data if data.find(_MAIN) < 0 else _dump_function_by_value(function)
 
 
 def dump_for_child(value: Any) -> tuple[bytes, list[int]]:
-    """As :func:`dump`, for what is shipped to a new process: queues and locks of ``multiprocessing`` may be in it.
+    """As :func:`dump_function`, for what is shipped to a new process: queues and locks of ``multiprocessing`` may be in
+    it. Also returned are the descriptors that the new process has to inherit, under the same numbers."""
+    if not _is_asked_for_by_value():
+        try:
+            data, descriptors = dump_spawning(ChildPickler, value)
+        except Exception:
+            pass
+        else:
+            if data.find(_MAIN) < 0:
+                return data, descriptors
+    from . import by_value
 
-    Also returned are the descriptors that the new process has to inherit, under the same numbers.
-    """
+    return by_value.dump_for_child(value)
+
+
+def _is_asked_for_by_value() -> bool:
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+
+
+def dump_spawning(pickler: Callable[[io.BytesIO, int], Any], value: Any) -> tuple[bytes, list[int]]:
     buffer = io.BytesIO()
-    pickler = _ChildPickler(buffer, 5)
     before = multiprocessing.context.get_spawning_popen()
     spawning = _Spawning()
     multiprocessing.context.set_spawning_popen(spawning)  # type: ignore[arg-type]
     try:
-        pickler.dump(value)
+        pickler(buffer, 5).dump(value)
     finally:
         multiprocessing.context.set_spawning_popen(before)
     return buffer.getvalue(), spawning.descriptors
 
 
-_unfinished: weakref.WeakSet[Any] = weakref.WeakSet()  # classes that came and have no state yet
-
-
-def _maker(make: Callable[..., Any]) -> Callable[..., Any]:
-    def make_unless_known(*args: Any) -> Any:
-        *parts, number, extra = args
-        known = _by_value._DYNAMIC_CLASS_TRACKER_BY_ID.get(number)
-        if known is None:
-            fresh = make(*parts, None, extra)
-            _unfinished.add(fresh)  # before another thread can find it
-            known = _by_value._lookup_class_or_track(number, fresh)
-        return known
-
-    return make_unless_known
-
-
-def _set_state_of_class(cls: Any, state: Any) -> Any:
-    if cls in _unfinished:
-        _by_value._class_setstate(cls, state)
-        _unfinished.discard(cls)
-    return cls
-
-
-class _Unpickler(pickle.Unpickler):
-    _OURS: ClassVar[dict[str, Callable[..., Any]]] = {
-        "_make_skeleton_class": _maker(_by_value._make_skeleton_class),
-        "_make_skeleton_enum": _maker(_by_value._make_skeleton_enum),
-        "_class_setstate": _set_state_of_class,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "cloudpickle.cloudpickle" and name in self._OURS:
-            return self._OURS[name]
-        return super().find_class(module, name)
-
-
-def _code_with_its_file(code: types.CodeType) -> tuple[Any, ...]:
-    """As cloudpickle does it, but with the file's name, which its newer versions leave out: tracebacks need it."""
-    rebuild, parts = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
-    unnamed = "<dynamic-code>"
-    return rebuild, tuple(code.co_filename if isinstance(part, str) and part == unnamed else part for part in parts)
-
-
-def _new_local(_: threading.local) -> tuple[type[threading.local], tuple[()]]:
-    return threading.local, ()
-
-
-_Cached = type(functools.lru_cache(len))
-
-
-def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
-    """With a cache of its own, empty."""
-    return functools.lru_cache(**parameters)(function)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class ChildPickler(ForkingPickler):
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, BaseException) and _is_of_tblib(type(obj)):
-            return obj.__reduce_ex__(5)
-        if type(obj) is _Cached and _by_value._lookup_module_and_qualname(obj) is None:
-            # Scripts decorate their functions so. It reduces to its name, which nobody else can look up.
-            return _cached, (obj.__wrapped__, obj.cache_parameters())
-        reduced = super().reducer_override(obj)
-        if type(reduced) is tuple and reduced[0] is _by_value._make_skeleton_class:
-            slots = vars(obj).get("__slots__")
-            if slots:  # empty ones make no difference but to NamedTuple, which refuses them
-                # cloudpickle sets the slots when the class is made already, and its instances, which then have a
-                # __dict__ too, can't come back: those of a dataclass with slots.
-                reduced[1][3]["__slots__"] = slots
-        return reduced
+        refuse_inherited(obj)
+        return NotImplemented
 
 
-class _FunctionPickler(_Pickler):
-    # A thread-local is empty for a thread that has not set it: so is a new one. Scripts have them beside functions.
-    dispatch_table: ClassVar[Any] = ChainMap(
-        {threading.local: _new_local, types.CodeType: _code_with_its_file}, cloudpickle.Pickler.dispatch_table
-    )
-
-
-class _ChildPickler(_Pickler):
-    dispatch_table: ClassVar[Any] = ChainMap(
-        ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
-        _FunctionPickler.dispatch_table,
-    )
-
-    def reducer_override(self, obj: Any) -> Any:
-        # Without a name no other process can open it. Python says so itself, but 3.10 pickles the bare pointer.
-        if type(obj).__module__ == "multiprocessing.synchronize":
-            semlock = getattr(obj, "_semlock", None)
-            if semlock is not None and semlock.name is None:
-                raise RuntimeError("a lock or queue of multiprocessing's fork context can only be inherited")
-        return super().reducer_override(obj)
+def refuse_inherited(obj: Any) -> None:
+    """Without a name no other process can open it. Python says so itself, but 3.10 pickles the bare pointer."""
+    if type(obj).__module__ == "multiprocessing.synchronize":
+        semlock = getattr(obj, "_semlock", None)
+        if semlock is not None and semlock.name is None:
+            raise RuntimeError("a lock or queue of multiprocessing's fork context can only be inherited")
 
 
 class _Inherited:
@@ -336,6 +224,51 @@ class _Spawning:
     def duplicate_for_child(self, fd: int) -> int:
         self.descriptors.append(fd)
         return fd
+
+
+_BY_VALUE = b"V"
+"""In front of what can't be loaded by ``pickle`` alone, for to look for a word in all takes longer. Pickles begin with
+0x80."""
+
+# Imported by who needs it: with cloudpickle it takes a tenth of the time to a first result.
+
+
+def _dump_by_value(value: Any) -> bytes:
+    from . import by_value
+
+    return _BY_VALUE + by_value.dump(value)
+
+
+def _dump_function_by_value(function: object) -> bytes:
+    from . import by_value
+
+    return _BY_VALUE + by_value.dump_function(function)
+
+
+def number_classes() -> None:
+    """Before a fork: number the classes that go by value, so that parent and child know them by the same numbers."""
+    todo, seen = [object], {id(object)}
+    while todo:
+        for cls in type.__subclasses__(todo.pop()):
+            if id(cls) in seen:
+                continue
+            seen.add(id(cls))
+            todo.append(cls)
+            if cls.__module__ == "__main__" or ("<locals>" in cls.__qualname__ and cls.__module__ != "ctypes"):
+                from . import by_value
+
+                by_value.number(cls)
+
+
+def load(data: bytes) -> Any:
+    """What :func:`dump` made. A class that is known here, since it came or went before, is that one."""
+    if data[0] == 0x80:
+        return pickle.loads(data)
+    if data[:1] == _BESIDE:
+        return _load_beside(data)
+    from . import by_value
+
+    return by_value.load(memoryview(data)[1:])
 
 
 def dump_error(error: BaseException) -> bytes:
@@ -382,12 +315,12 @@ def _notes(error: BaseException) -> list[str]:
 
 def _dump_loadable(link: _Link) -> bytes:
     """Loaded once to see that it can be: many exceptions pickle and don't unpickle."""
-    data = _dump_by_value(link, _Pickler) if _is_of_tblib(type(link[0])) else dump(link)
+    data = _dump_by_value(link) if is_of_tblib(type(link[0])) else dump(link)
     _load_link(data)
     return data
 
 
-def _is_of_tblib(cls: type[BaseException]) -> bool:
+def is_of_tblib(cls: type[BaseException]) -> bool:
     """Whether tblib pickles these exceptions: where Dask or another program that installs it was imported, it does so
     for all. It sets attributes in place of calling the constructor, which loses those of SystemExit and hides that an
     exception can't be loaded; and it takes along causes that don't pickle."""

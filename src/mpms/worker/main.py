@@ -6,13 +6,10 @@ works while all threads are busy.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import faulthandler
 import fcntl
-import inspect
 import multiprocessing.process
-import multiprocessing.util
 import os
 import pickle
 import resource
@@ -33,6 +30,7 @@ from . import ends, hooks, native
 from .logs import forward_logs
 from .outbox import Outbox
 from .slots import Slots
+from .titles import set_process_title
 
 __all__ = ["Descriptors", "run"]
 
@@ -119,7 +117,7 @@ def _start_failed(outbox: Outbox, error: BaseException) -> NoReturn:
 
 
 def _set_up_process(birth: Birth) -> None:
-    _set_title(birth.name)
+    set_process_title(birth.name)
     # A handler that does nothing, not SIG_IGN: that would be inherited by the programs that tasks run.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -137,8 +135,10 @@ def _set_up_process(birth: Birth) -> None:
     process.name = birth.name
     process._config.pop("daemon", None)  # type: ignore[attr-defined]
     multiprocessing.process._children.clear()  # type: ignore[attr-defined]
-    multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
-    multiprocessing.util._run_after_forkers()  # type: ignore[attr-defined]
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # else nobody has registered anything
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
     _forget_fork_server()
     threading.current_thread().name = birth.name
 
@@ -151,15 +151,6 @@ def _forget_fork_server() -> None:
         server: Any = module._forkserver
         server._lock = threading.Lock()
         server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
-
-
-def _set_title(title: str) -> None:
-    """To be called before the environment is changed: from its first entry setproctitle finds what it overwrites."""
-    try:
-        from setproctitle import setproctitle
-    except ImportError:
-        return
-    setproctitle(title)
 
 
 def _lift(fd: int) -> int:
@@ -183,9 +174,10 @@ def _keep_evidence(stacks: int) -> None:
 
     def _exit(status: int) -> NoReturn:
         # Not by traceback, which reads source files: other threads would run many tasks meanwhile.
-        lines, frame = [], inspect.currentframe()
-        while frame is not None and (frame := frame.f_back) is not None:
+        lines, frame = list[str](), sys._getframe().f_back
+        while frame is not None:
             lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+            frame = frame.f_back
         text = f"os._exit({status})\n\nCurrent thread 0x{threading.get_ident():016x} (most recent call first):\n"
         try:
             os.write(stacks, (text + "\n".join(lines) + "\n").encode(errors="replace"))
@@ -206,11 +198,11 @@ def _leave_to_forked_children(sock: socket.socket, descriptors: tuple[int, ...])
         faulthandler.unregister(DUMP_SIGNAL)
         signal.signal(ASK_SIGNAL, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        with contextlib.suppress(OSError):
-            sock.close()
-        for fd in descriptors:
-            with contextlib.suppress(OSError):
+        for fd in (sock.detach(), *descriptors):
+            try:
                 os.close(fd)
+            except OSError:
+                pass
 
     ends.forked = False  # of a pool in a task: such a worker is a fork of that task's, and a worker all the same
     os.register_at_fork(after_in_child=after_fork)
@@ -221,8 +213,10 @@ def _leave() -> NoReturn:
 
     Those were registered in the process that this one was forked from, and are for that one to run.
     """
+    util = sys.modules.get("multiprocessing.util")
     try:
-        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        if util is not None:
+            util._exit_function()
     except BaseException:  # queues and managers of the user's
         traceback.print_exc()
     ends.flush_streams()

@@ -49,6 +49,7 @@ from .functions import Function, Functions
 from .interrupts import Interrupts
 from .outbox import Outbox
 from .places import WorkersPlace
+from .titles import set_thread_title
 
 __all__ = ["Slots"]
 
@@ -130,7 +131,7 @@ class Slots:
             here.place = place = WorkersPlace(
                 self._board, slot, self._job, self._asks_for_retry, self._interrupts, self._name
             )
-            _set_title(who)
+            set_thread_title(who)
             try:
                 hooks.initialize(self._job.thread_initializer)
             except BaseException as error:  # user code, SystemExit included
@@ -300,11 +301,3 @@ class Slots:
     def _say(self, kind: int, number: int = 0) -> None:
         self._outbox.add(encode(kind, number))
         self._outbox.flush()
-
-
-def _set_title(title: str) -> None:
-    try:
-        from setproctitle import setthreadtitle
-    except ImportError:
-        return
-    setthreadtitle(title)
