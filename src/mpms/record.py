@@ -95,7 +95,9 @@ def _constructor(cls: type[Record]) -> Callable[..., None]:
     body = [f"set_{field}(self, {field})" for field in cls._fields]
     if hasattr(cls, "__post_init__"):
         body.append("self.__post_init__()")
-    exec(f"def __init__({', '.join(['self', *parameters])}):\n " + "\n ".join(body or ["pass"]), names)
+    source = f"def __init__({', '.join(['self', *parameters])}):\n " + "\n ".join(body or ["pass"])
+    # Compiled: to run a string would have CPython forget that Ctrl-C is ending the program (its exit code).
+    exec(compile(source, f"<{cls.__qualname__}>", "exec"), names)
     made: Callable[..., None] = names["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,7 +93,7 @@ class PoolInTheWorld(RuleBasedStateMachine):
         parting: str | None,
         closed: bool,
     ) -> None:
-        limits = replace(limits, **brakes)
+        limits = limits.replace(**brakes)
         note(f"{limits}")
         self.parting, self.closed = parting, closed
         self.world = World(limits, now)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain, islice, repeat
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ..config import PoolConfig
 from ..engine import Engine, Refused
@@ -42,8 +43,11 @@ class _Failure(Record):
     error: BaseException
 
 
-_Piece: TypeAlias = tuple[int, list[Any], list[Any]]
-"""The place of the first, items, and for each its value or :class:`_Failure`."""
+_Piece: TypeAlias = tuple[int, list[Any], list[Any], bool]
+"""The place of the first, items, and for each its value or :class:`_Failure`; whether there is one of these."""
+
+_Part: TypeAlias = Callable[[list[Any], list[Any]], Iterator[Any]]
+"""What is to be seen of items and their values."""
 
 
 class Bulk:
@@ -91,6 +95,7 @@ class Bulk:
         self._size = 1
         self._exhausted = False
         self._closed = False
+        self._raised = False  # an error, to who iterates
         self._problem: Exception | None = None  # what the source raised, or why no more is accepted
 
     # Items go out
@@ -150,7 +155,7 @@ class Bulk:
         if problems:
             for at, item in enumerate(items):
                 if at in problems:
-                    self._arrive(place + at, [item], [_Failure(problems[at])])
+                    self._arrive(place + at, [item], [_Failure(problems[at])], failed=True)
                 else:
                     self._send_single(place + at, item, self._config.retries)
             return
@@ -172,7 +177,7 @@ class Bulk:
             with self._changed:
                 del self._out[ticket]
                 self._exhausted = self._exhausted or isinstance(error, Refused | PoolBroken)
-            self._arrive(ticket.place, ticket.items, [_Failure(error)] * len(ticket.items))
+            self._arrive(ticket.place, ticket.items, [_Failure(error)] * len(ticket.items), failed=True)
             return
         with self._changed:
             if ticket in self._out:
@@ -195,7 +200,7 @@ class Bulk:
         else:
             if ticket.earlier:
                 _add_attempts(outcome.error, ticket.earlier)
-            self._arrive(place, items, [_Failure(outcome.error)] * len(items))
+            self._arrive(place, items, [_Failure(outcome.error)] * len(items), failed=True)
         with self._changed:
             self._out.pop(ticket, None)
             self._changed.notify_all()
@@ -207,18 +212,18 @@ class Bulk:
         done = len(values)
         if done:
             self._learn(chunk.seconds / done)
-        begin = 0
+        begin, failed = 0, bool(errors)
         for at, (error, asks_for_retry) in errors.items():
             if asks_for_retry and self._config.retries:
-                self._arrive(place + begin, items[begin:at], values[begin:at])
+                self._arrive(place + begin, items[begin:at], values[begin:at], failed=failed)
                 self._send_single(place + at, items[at], self._config.retries - 1, error)
                 begin = at + 1
             else:
                 values[at] = _Failure(error)
         if begin:
-            self._arrive(place + begin, items[begin:done], values[begin:])
+            self._arrive(place + begin, items[begin:done], values[begin:], failed=failed)
         else:
-            self._arrive(place, items if done == len(items) else items[:done], values)
+            self._arrive(place, items if done == len(items) else items[:done], values, failed=failed)
         self._send(place + done, items[done:])
 
     def _settle_crash(self, place: int, items: list[Any], outcome: Crashed | TimedOut) -> None:
@@ -232,7 +237,7 @@ class Bulk:
             if self._config.retries and _is_retried(self._config, error):
                 self._send_single(place + at, items[at], self._config.retries - 1, error)
             else:
-                self._arrive(place + at, [items[at]], [_Failure(error)])
+                self._arrive(place + at, [items[at]], [_Failure(error)], failed=True)
         self._send(place + begun, items[begun:])
 
     def _learn(self, seconds: float) -> None:
@@ -240,10 +245,10 @@ class Bulk:
         with self._changed:
             self._size = max(1, min(wanted, self._size * _GROWTH, _CHUNK_MOST))
 
-    def _arrive(self, place: int, items: list[Any], values: list[Any]) -> None:
+    def _arrive(self, place: int, items: list[Any], values: list[Any], *, failed: bool = False) -> None:
         if items:
             with self._changed:
-                self._pieces[place] = place, items, values
+                self._pieces[place] = place, items, values, failed
                 self._changed.notify_all()
 
     def _end_if_done(self) -> None:
@@ -260,39 +265,48 @@ class Bulk:
     def values(self, *, raise_errors: bool = True, until: float | None = None) -> Iterator[Any]:
         """The value of each item, in the order of the source. Raises
         ``concurrent.futures.TimeoutError`` after ``until``."""
-        place = 0
-        try:
-            while (piece := self._take(place, until)) is not None:
-                count, values = len(piece[1]), piece[2]
-                del piece
-                place += count
-                values.reverse()  # popped as they are taken: who takes a value is the only one who holds it then
-                while values:
-                    if type(values[-1]) is not _Failure:
-                        yield values.pop()
-                    elif raise_errors:
-                        raise values.pop().error
-                    else:
-                        yield values.pop().error
-                self._taken(count)
-        finally:
-            self.close()
+        return _Stream.of(self._parts(_values, raise_errors, 0, until))
 
     def pairs(self, *, raise_errors: bool = False) -> Iterator[tuple[Any, Any]]:
         """Each item with its value, or with its error, as they come."""
+        return _Stream.of(self._parts(_pairs, raise_errors, None, None))
+
+    def _parts(
+        self, part_of: _Part, raise_errors: bool, place: int | None, until: float | None
+    ) -> Generator[Iterator[Any], None, None]:
+        """What is to be iterated over, one after the other. ``place`` is that of the first, if the order matters."""
+        part: Iterator[Any] = iter(())
         try:
-            while (piece := self._take(None, None)) is not None:
-                _, items, values = piece
-                for item, value in zip(items, values, strict=True):
-                    if type(value) is not _Failure:
-                        yield item, value
-                    elif raise_errors:
-                        raise value.error
-                    else:
-                        yield item, value.error
-                self._taken(len(items))
+            while not self._raised and (piece := self._take(place, until)) is not None:
+                _, items, values, failed = piece
+                del piece
+                count = len(items)
+                place = None if place is None else place + count
+                part = self._open(part_of, items, values, raise_errors) if failed else part_of(items, values)
+                del items, values
+                yield part
+                self._taken(count)
         finally:
+            # Who has it gets no more of it.
+            if isinstance(part, Generator):
+                part.close()
+            else:
+                deque(part, maxlen=0)
             self.close()
+
+    def _open(self, part_of: _Part, items: list[Any], values: list[Any], raise_errors: bool) -> Iterator[Any]:
+        """Of what has failures."""
+        values.reverse()
+        for item in items:
+            if type(values[-1]) is not _Failure:
+                yield from part_of([item], [values.pop()])
+                continue
+            error = values.pop().error
+            if raise_errors:
+                self._raised = True
+                self.close()
+                raise error
+            yield from part_of([item], [error])
 
     def _take(self, place: int | None, until: float | None) -> _Piece | None:
         """What begins at ``place``, or what came first; blocks. ``None``: there is no more."""
@@ -341,6 +355,31 @@ class Bulk:
         for task in tasks:
             self._engine.cancel(task)
         self._end_if_done()
+
+
+class _Stream(chain[Any]):
+    """Part after part, without a step of Python's for each item. Measured: 40 ns, where a generator takes 75."""
+
+    @classmethod
+    def of(cls, parts: Generator[Iterator[Any], None, None]) -> _Stream:
+        stream = cast(_Stream, cls.from_iterable(parts))
+        stream._parts = parts
+        return stream
+
+    _parts: Generator[Iterator[Any], None, None]
+
+    def close(self) -> None:
+        """As that of a generator: there is no more, and what has not started is cancelled."""
+        self._parts.close()
+
+
+def _values(items: list[Any], values: list[Any]) -> Iterator[Any]:
+    values.reverse()  # popped as they are taken: who takes a value is the only one who holds it then
+    return map(list.pop, repeat(values, len(values)))
+
+
+def _pairs(items: list[Any], values: list[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(items, values, strict=True)
 
 
 class _Ticket:
