@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..engine import Engine
 from ..ids import TaskId
@@ -55,13 +55,15 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         self._engine = engine
         self._task: TaskId | None = None
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        if self._made is None:
-            with _without_condition:
-                if self._made is None:
-                    self._made = threading.Condition()
-        return self._made
+    if not TYPE_CHECKING:  # for which it stays the attribute that it is in concurrent.futures
+
+        @property
+        def _condition(self):
+            if self._made is None:
+                with _without_condition:
+                    if self._made is None:
+                        self._made = threading.Condition()
+            return self._made
 
     def done(self) -> bool:
         """Whether it has a result or an exception, or is cancelled."""
