@@ -89,7 +89,8 @@ class LocalEngine:
         self._inbox: deque[TaskId] = deque()
         self._options: dict[TaskId, TaskOptions] = {}  # of what is in the inbox, and has some
         self._orders: deque[Event] = deque()
-        self._failures: list[tuple[TaskId, Maker]] = []  # of this pass
+        self._results: list[Results] = []  # of this pass; as are these:
+        self._failures: list[tuple[TaskId, Maker]] = []
         self._unfinished: dict[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
         self._reporter = Reporter(config.name)
         self._shipment = shipment
@@ -388,7 +389,7 @@ class LocalEngine:
     def settled(self, results: Results, raised: int) -> None:
         self._failed += raised
         self._done += len(results) - raised
-        self._delivery.put_results(results)
+        self._results.append(results)
         if self._answers:
             self.kept([task for task, _ in results])
 
@@ -430,15 +431,22 @@ class LocalEngine:
     def passed(self) -> None:
         self._slack = self._machine.slack
         self._set_limit()
+        self._notify()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Last of all: the delivery thread gets the GIL when this one has nothing more to do."""
+        for results in self._results:
+            self._delivery.put_results(results)
+        self._results.clear()
         if self._failures:
             self._delivery.put_failures(self._failures)
             self._failures = []
-        self._notify()
 
     def _abandon(self, task: TaskId) -> None:
-        _, _, args, kwargs, _, ticket = self._records[task]
-        if ticket is None:  # else whoever has it knows what it is about
-            self._unfinished[task] = args, kwargs
+        record = self._records.get(task)
+        if record is not None and record[5] is None:  # delivered meanwhile; or whoever has the ticket knows what it is
+            self._unfinished[task] = record[2], record[3]
 
     def _delivered(self, count: int) -> None:
         """On the delivery thread."""
@@ -481,6 +489,7 @@ class LocalEngine:
         with self._changed:
             self._closed, self._limit = True, 0
             self._breakage = breakage
+        self._hand_over()
         rest = list(self._records)
         for task in rest:
             self._abandon(task)
