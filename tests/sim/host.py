@@ -64,7 +64,7 @@ class Host:
         self.submitted += count
         self._sizes.update(dict.fromkeys(tasks, size))
         self.functions.update((task, function()) for task in tasks)
-        self._order(TasksSubmitted(tasks))
+        self._order(TasksSubmitted(tasks), rings=self.world.wakeup.for_tasks)
 
     def cancel(self, tasks: Sequence[TaskId] | None) -> None:
         """``None``: all."""
@@ -84,16 +84,17 @@ class Host:
         self.stop_at = min(self.world.now + timeout, self.stop_at or 1e300)
         self._order(StopRequested(self.world.now + timeout))
 
-    def _order(self, event: Event) -> None:
+    def _order(self, event: Event, *, rings: bool = True) -> None:
         self.world.tell("order", event)
         self.world.changes += 1
         self._orders.append(event)
-        self.world.wakeup.ring()
+        if rings:
+            self.world.wakeup.ring()
 
     # The supervisor's thread
 
-    def has_orders(self) -> bool:
-        answer = bool(self._orders)
+    def has_orders(self, *, tasks: bool = True) -> bool:
+        answer = any(tasks or not isinstance(order, TasksSubmitted) for order in self._orders)
         self.world.blink()  # somebody orders something right after it was asked: that rings
         return answer
 
@@ -189,6 +190,9 @@ class Host:
 
     def note_broken(self, breakage: Breakage) -> None:
         self.broken = self.broken or breakage.error
+
+    def decided(self) -> None:
+        pass
 
     def passed(self) -> None:
         self.world.check()

@@ -94,12 +94,12 @@ def test_an_order_that_comes_as_the_loop_falls_asleep_wakes_it(new_pool: NewPool
     class LateCaller:
         calls = 0
 
-        def __call__(self) -> bool:
+        def __call__(self, *, tasks: bool) -> bool:
             self.calls += 1
             if self.calls == 1:
                 world.host.submit(1)  # after it was asked, before it sleeps
                 return False
-            return asked()
+            return asked(tasks=tasks)
 
     asked, world.host.has_orders = world.host.has_orders, LateCaller()  # type: ignore[method-assign]
     world.run(0.1)

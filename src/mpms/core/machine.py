@@ -138,6 +138,11 @@ class PoolMachine:
         return None if due == inf else due
 
     @property
+    def is_hungry(self) -> bool:
+        """Whether a new task makes a difference: while others wait, what happens or is due will see to all of them."""
+        return not self.ledger.ready
+
+    @property
     def slack(self) -> int:
         """How many tasks may well wait here because the workers are that quick: as many as they hold in advance."""
         return sum(policy.prefetch(worker.rate) for worker in self.fleet.workers.values())

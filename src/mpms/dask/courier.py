@@ -25,7 +25,8 @@ from distributed import Client, Future, KilledWorker
 from ..config import PoolConfig
 from ..errors import PoolBroken, WorkerCrashed
 from ..ids import TaskId, TaskOptions
-from ..local.delivery import Delivery, Record
+from ..local.delivery import Delivery
+from ..local.records import Record, shown, ticket_of
 from ..local.verdicts import Maker
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
 from ..wire.messages import RAISED, RETURNED
@@ -597,8 +598,9 @@ class Courier:
         return percent is not None and failed >= 3 and failed * 100 >= percent * (done + failed)
 
     def _abandon(self, task: TaskId) -> None:
-        _, _, args, kwargs, _, ticket = self._records[task]
-        if ticket is None:  # else whoever has it knows what it is about
+        record = self._records[task]
+        if ticket_of(record) is None:  # else whoever has it knows what it is about
+            _, args, kwargs, _ = shown(task, record)
             self.unfinished[task] = args, kwargs
 
     def _hand_over(self) -> None:

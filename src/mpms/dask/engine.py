@@ -21,9 +21,10 @@ from ..engine import Pending, Sink, Ticket, WorkerHandle
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from ..ids import TaskId, TaskOptions
-from ..local.delivery import Delivery, Record
+from ..local.delivery import Delivery
 from ..local.engine import job_of
 from ..local.functions import Functions, Shipped
+from ..local.records import Record, record_of, shown
 from ..wire.pickling import dump, dump_function
 from .capability import refuse_what_is_missing
 from .courier import Cancel, Close, Courier, Order, Stop
@@ -122,7 +123,7 @@ class ClusterEngine:
             self._last += 1
             self.submitted += ticket is None
             task = TaskId(self._last)
-            self._records[task] = payload, shipped, args, named, time.time(), ticket
+            self._records[task] = record_of(payload, shipped, args, named, ticket)
             if options is not None:
                 self.options[task] = options
             self.inbox.append(task)
@@ -181,7 +182,7 @@ class ClusterEngine:
         )
 
     def pending(self) -> Mapping[TaskId, tuple[Any, ...]]:
-        return Pending(self._records, lambda task, record: (task, *record[2:5]))
+        return Pending(self._records, shown)
 
     def unfinished(self) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         return [self._courier.unfinished[task] for task in sorted(self._courier.unfinished)]

@@ -26,6 +26,7 @@ from ..local.engine import LocalEngine
 from ..local.evidence import Who
 from ..local.functions import Shipped
 from ..local.launcher import Shipment
+from ..local.records import ticket_of
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
 from ..wire.messages import RETURNED, Job
 from ..wire.pickling import dump_error
@@ -294,7 +295,7 @@ class _Unopened(Delivery):
 
     def who(self, task: TaskId) -> Who:
         record = self._records.get(task)
-        ticket = None if record is None else record[5]
+        ticket = None if record is None else ticket_of(record)
         return Who(ticket.task if isinstance(ticket, _Ticket) else task, ARGUMENTS)
 
 

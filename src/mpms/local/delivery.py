@@ -9,27 +9,22 @@ import logging
 import queue
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 from ..engine import Delivered, Sink, Ticket
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
-from ..wire.files import Payload
 from ..wire.messages import RETURNED
 from ..wire.pickling import load, load_error
 from .evidence import Who
-from .functions import Shipped
+from .records import Record, shown
 from .verdicts import Maker
 
-__all__ = ["Delivery", "Record", "Results"]
+__all__ = ["Delivery", "Results"]
 
 _LOGGER = logging.getLogger("mpms")
-
-Record: TypeAlias = tuple[Payload, Shipped | None, tuple[Any, ...], Mapping[str, Any], float, Ticket | None]
-"""What is kept of a task until it is delivered: pickled arguments, the function that it brings along, arguments,
-keyword arguments, time of acceptance, who gets the outcome in place of the sink."""
 
 Results: TypeAlias = Sequence[tuple[TaskId, tuple[int, bytes]]]
 """Tasks, the kinds of their results, the payloads."""
@@ -106,10 +101,10 @@ class Delivery:
             if record is None:
                 continue
             self._count += 1
-            if record[5] is None:
-                yield task, record[2], record[3], outcome
+            if record[4] is None:
+                yield task, record[5:], record[2] or {}, outcome
             else:
-                self._settle(record[5], outcome)
+                self._settle(record[4], outcome)
 
     def _settle(self, ticket: Ticket, outcome: Outcome) -> None:
         try:
@@ -142,8 +137,9 @@ class Delivery:
         if record is None:
             return Who(task, "")
         try:
-            words = [_short.repr(arg) for arg in record[2]]
-            words += [f"{name}={_short.repr(value)}" for name, value in record[3].items()]
+            _, args, kwargs, _ = shown(task, record)
+            words = [_short.repr(arg) for arg in args]
+            words += [f"{name}={_short.repr(value)}" for name, value in kwargs.items()]
         except BaseException as error:
             words = [f"<no repr: {type(error).__name__}>"]
         return Who(task, f"({', '.join(words)})")

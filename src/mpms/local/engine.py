@@ -42,13 +42,14 @@ from ..wire.files import Payload, pack
 from ..wire.messages import Call, Job
 from ..wire.pickling import dump_call, dump_for_child
 from . import exits
-from .delivery import Delivery, Record, Results
+from .delivery import Delivery, Results
 from .figures import Figures
 from .functions import Functions, Shipped
 from .launcher import Launcher, Shipment
 from .link import Link
 from .loop import Loop
 from .memory_watch import MemoryLimits
+from .records import Record, record_of, shown, ticket_of
 from .reports import Reporter
 from .verdicts import Breakage, Maker
 from .wakeup import WakeUp
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
     from ..figures import Stats, WorkerInfo, WorkerStacks
 
 __all__ = ["LocalEngine", "job_of"]
+
+_PORTION = 4096
+"""After so many tasks the supervisor takes them in, though it has no use for them yet: a million would take it 0.1 s.
+"""
 
 _UNDELIVERED_LEAST = 1000
 """How many results may wait for a slow collector at the least, before ``submit`` waits for it."""
@@ -201,14 +206,14 @@ class LocalEngine:
             if self._last < self._limit or self._admits(wait):
                 self._last += 1
                 task = TaskId(self._last)
-                self._records[task] = payload, shipped, args, kwargs, time.time(), ticket
+                self._records[task] = record_of(payload, shipped, args, kwargs, ticket)
                 if options is not None:
                     self._options[task] = options
                 if ticket is None:
                     self.submitted += 1
                 self._inbox.append(task)
                 wakeup = self._wakeup
-                if wakeup is not None and wakeup.is_needed:
+                if wakeup is not None and wakeup.is_needed and (wakeup.for_tasks or not task % _PORTION):
                     wakeup.ring()
                 return task
         raise self._refusal()  # without the lock, which the supervisor takes: it loads an exception of the user's
@@ -271,7 +276,7 @@ class LocalEngine:
         self._order(Resized(processes))
 
     def pending(self) -> Mapping[TaskId, tuple[Any, ...]]:
-        return Pending(self._records, _shown)
+        return Pending(self._records, shown)
 
     def unfinished(self) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         return [self._unfinished[task] for task in sorted(self._unfinished)]
@@ -366,8 +371,8 @@ class LocalEngine:
 
     # The supervisor's side: see loop.Host
 
-    def has_orders(self) -> bool:
-        return bool(self._inbox or self._orders or self._cancels)
+    def has_orders(self, *, tasks: bool) -> bool:
+        return bool((tasks and self._inbox) or self._orders or self._cancels)
 
     def take_orders(self) -> list[Event]:
         # The orders first: what was accepted before one of them is in the inbox by then.
@@ -390,6 +395,8 @@ class LocalEngine:
         self._failed += raised
         self._done += len(results) - raised
         self._results.append(results)
+        if self._delivery_is_late():
+            self._limit = 0
         if self._answers:
             self.kept([task for task, _ in results])
 
@@ -428,9 +435,11 @@ class LocalEngine:
             self._breakage = breakage
             self._limit = 0
 
-    def passed(self) -> None:
+    def decided(self) -> None:
         self._slack = self._machine.slack
-        self._set_limit()
+        self._set_limit()  # now and not when it is done, so that callers needn't ask meanwhile
+
+    def passed(self) -> None:
         self._notify()
         self._hand_over()
 
@@ -445,8 +454,9 @@ class LocalEngine:
 
     def _abandon(self, task: TaskId) -> None:
         record = self._records.get(task)
-        if record is not None and record[5] is None:  # delivered meanwhile; or whoever has the ticket knows what it is
-            self._unfinished[task] = record[2], record[3]
+        if record is not None and ticket_of(record) is None:  # else delivered; or who has the ticket knows what it is
+            _, args, kwargs, _ = shown(task, record)
+            self._unfinished[task] = args, kwargs
 
     def _delivered(self, count: int) -> None:
         """On the delivery thread."""
@@ -517,10 +527,6 @@ class _Answer:
 
     def wait(self, timeout: float) -> bool:
         return timeout > 0 and self._known.wait(timeout) and self._cancelled
-
-
-def _shown(task: TaskId, record: Record) -> tuple[Any, ...]:
-    return (task, *record[2:5])
 
 
 def _limits(config: PoolConfig) -> Limits:

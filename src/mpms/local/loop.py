@@ -84,7 +84,9 @@ class Host(Protocol):
         """What callers have asked for since the last time, in their order."""
         ...
 
-    def has_orders(self) -> bool: ...
+    def has_orders(self, *, tasks: bool) -> bool:
+        """Whether there are some; ``tasks``: new tasks are some, too."""
+        ...
 
     def parcel(self, task: TaskId) -> Parcel: ...
 
@@ -114,8 +116,12 @@ class Host(Protocol):
         """Log it, elsewhere: handlers are code of the user's."""
         ...
 
+    def decided(self) -> None:
+        """It is known what this pass does: there may be room for more tasks."""
+        ...
+
     def passed(self) -> None:
-        """A pass is over: figures may have changed."""
+        """A pass is over."""
         ...
 
 
@@ -173,7 +179,9 @@ class Loop:
         self._check_silence(now)
         events = [*self._events, *self._host.take_orders()]
         self._events.clear()
-        for effect in self.machine.handle(events, now):
+        effects = self.machine.handle(events, now)
+        self._host.decided()
+        for effect in effects:
             if _DEBUG:
                 self._host.say(logging.WARNING, "mpms %s debug: %.6f %r", self._name, now, effect)
             self._perform(effect)
@@ -206,8 +214,9 @@ class Loop:
         return max(0.0, min(min(deadlines) - self._clock(), _LONGEST)) if deadlines else None
 
     def _listen(self, patience: float | None) -> None:
-        self._wakeup.falling_asleep()
-        if self._host.has_orders():
+        hungry = self.machine.is_hungry
+        self._wakeup.falling_asleep(for_tasks=hungry)
+        if self._host.has_orders(tasks=hungry):
             patience = 0.0
         ready = self._selector.select(patience)
         self._wakeup.awake()

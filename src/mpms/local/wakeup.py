@@ -17,6 +17,8 @@ class WakeUp:
             descriptors.own(fd)
         self.is_needed = False
         """Whether the supervisor sleeps."""
+        self.for_tasks = True
+        """Whether it is to be woken for a task, too."""
 
     def fileno(self) -> int:
         return self._read
@@ -30,8 +32,9 @@ class WakeUp:
             except (BlockingIOError, OSError):
                 pass  # it is ringing; or the supervisor has gone, and nothing waits for it
 
-    def falling_asleep(self) -> None:
+    def falling_asleep(self, *, for_tasks: bool) -> None:
         """The supervisor, before it looks for the last time whether there is something to do."""
+        self.for_tasks = for_tasks
         self.is_needed = True
 
     def awake(self) -> None:
