@@ -38,10 +38,10 @@ def test_who_only_has_a_callback_needs_no_condition() -> None:
     assert future.done()
     assert not future.cancelled()
     assert future.result() == 3
+    assert future.exception() is None
     assert not has_condition(future)
     future.add_done_callback(lambda done: called.append(done.result()))
     assert called == [3, 3]
-    assert future.exception() is None
 
 
 def test_a_callback_from_before_somebody_waited_is_called() -> None:

@@ -80,6 +80,10 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             return cast(T, self._result)
         return super().result(timeout)
 
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the function has raised, ``None`` when it has returned; blocks and raises as :meth:`result`."""
+        return self._exception if self._state == FINISHED else super().exception(timeout)
+
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """Have ``fn`` called with the future when it is done: on the pool's delivery thread, or here and now when it is
         done already. What it raises is logged."""

@@ -56,10 +56,10 @@ class Delivery:
         self.thread.start()
 
     def put_results(self, results: Results) -> None:
-        self._queue.put(lambda: self._deliver((task, self.open(kind, data)) for task, (kind, data) in results))
+        self._queue.put(lambda: self._deliver(results))
 
     def put_failures(self, failures: Failures) -> None:
-        self._queue.put(lambda: self._deliver([(task, make(self.who(task))) for task, make in failures]))
+        self._queue.put(lambda: self._deliver(failures))
 
     def put_attempt(self, task: TaskId, make: Maker) -> None:
         """An attempt that is not the last one: its error goes with the final one."""
@@ -81,7 +81,7 @@ class Delivery:
             deliver()
             del deliver  # with all that is in it, while nothing comes
 
-    def _deliver(self, outcomes: Iterable[tuple[TaskId, Outcome]]) -> None:
+    def _deliver(self, outcomes: Results | Failures) -> None:
         before = self._count
         # Each is taken out when its turn comes: a collector that finds no tasks left has the last one in hand.
         batch = self._take_out(outcomes)
@@ -93,8 +93,9 @@ class Delivery:
             pass
         self._delivered(self._count - before)
 
-    def _take_out(self, outcomes: Iterable[tuple[TaskId, Outcome]]) -> Iterator[Delivered]:
-        for task, outcome in outcomes:
+    def _take_out(self, outcomes: Iterable[tuple[TaskId, tuple[int, bytes] | Maker]]) -> Iterator[Delivered]:
+        for task, what in outcomes:
+            outcome = self.open(*what) if isinstance(what, tuple) else what(self.who(task))
             if self._earlier:
                 self._add_attempts(task, outcome)
             record = self._records.pop(task, None)
