@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from mpms import MPMS, PoolBroken
+from mpms.local import launcher
 
 from .helpers import Stopwatch, at_full_strength, fork_server, pids, promised, until
 
@@ -366,3 +367,9 @@ def test_a_module_that_hangs_or_exits_at_its_import_breaks_the_pool_in_bounded_t
         pool = MPMS(work, processes=1, threads=1, start_method=method, start_timeout=1, max_start_failures=2)
         breaks(pool)
     assert watch.seconds < promised(20)
+
+
+def test_the_interpreter_is_the_one_that_multiprocessing_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launcher._executable() == sys.executable
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/opt/other/python")  # as set_executable does it
+    assert launcher._executable() == "/opt/other/python"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import multiprocessing
 import multiprocessing.process
-import multiprocessing.spawn
 import os
 import pickle
 import select
@@ -259,7 +258,7 @@ class _Subprocess(_Server):
                 f"from mpms.local.forkserver import main; main({theirs.fileno()}, {told})"
             )
             self._process = subprocess.Popen(
-                [multiprocessing.spawn.get_executable(), *_interpreter_flags(), "-c", code],
+                [_executable(), *_interpreter_flags(), "-c", code],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), told, *shipment.inherited],
                 cwd=None if _directory() else "/",  # Python 3.13.0 can't even import socket in one that is gone
@@ -318,6 +317,12 @@ def _directory() -> str | None:
         return os.getcwd()
     except FileNotFoundError:
         return None
+
+
+def _executable() -> str:
+    """As ``multiprocessing.set_executable`` has it; nobody has called it where this is not loaded."""
+    spawn = sys.modules.get("multiprocessing.spawn")
+    return sys.executable if spawn is None else os.fsdecode(spawn.get_executable())
 
 
 def _interpreter_flags() -> list[str]:

@@ -27,6 +27,10 @@ Parcel: TypeAlias = tuple[Any, ...]
 
 _JOIN_MOST = 1 << 16  # below, one copy is cheaper than a longer vector
 _VECTOR_MOST = 256
+_BUFFER = 1 << 20
+"""Bytes that may be under way in either direction. Measured, 64 KiB there and back: 6,500 tasks a second with the
+system's own 208 KiB, for three of them fill it; 9,000 with 512 KiB, 11,300 with this, 9,800 with twice as much."""
+
 _FUNCTIONS_MOST = 256  # that a worker keeps
 _READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
 
@@ -240,6 +244,11 @@ def open_link(worker: WorkerId, name: str, threads: int) -> tuple[Link, list[int
     """A link, and the descriptors of the worker's side; the caller closes those once they are sent."""
     data, data_theirs = socket.socketpair()
     control, control_theirs = socket.socketpair()
+    for sock in (data, data_theirs):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        except OSError:
+            pass  # macOS refuses what Linux reduces to what is allowed
     data.setblocking(False)
     control.setblocking(False)
     for sock in (data_theirs, control_theirs):
