@@ -723,4 +723,10 @@ MUTANTS = [
         "            self._restless = True\n        worker.finished",
         "            pass\n        worker.finished",
     ),
+    Mutant(
+        "nobody is told of new tasks while others wait for their retry",
+        "machine.py",
+        "return not self.ledger.ready\n",
+        "return not self.ledger.waiting\n",
+    ),
 ]

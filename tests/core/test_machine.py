@@ -52,6 +52,28 @@ def test_an_idle_pool_waits_for_nothing() -> None:
     assert Pool(lifecycle_duration=60.0, lifecycle_duration_hard=90.0, task_timeout=1.0).up().rests()
 
 
+def test_while_tasks_wait_nobody_need_be_told_of_more() -> None:
+    pool = Pool().up()
+    assert pool.machine.is_hungry
+    pool.submits(4)
+    assert pool.machine.is_hungry
+    pool.submits(1)
+    assert not pool.machine.is_hungry
+    pool.submits(1)
+    pool.finishes(1, 1)
+    assert not pool.machine.is_hungry
+    pool.finishes(2, 3)
+    assert pool.machine.is_hungry
+
+
+def test_a_task_that_waits_for_its_retry_is_no_reason_not_to_be_told_of_others() -> None:
+    pool = Pool(retries=1, retry_backoff=10.0).up()
+    pool.submits(1)
+    pool.happens(ResultsArrived(W1, [Seq(1)], 1, frozenset({Seq(1)})))
+    assert pool.machine.ledger.waiting == 1
+    assert pool.machine.is_hungry
+
+
 def test_a_pool_that_has_worked_waits_for_nothing_again() -> None:
     pool = Pool(task_timeout=1.0, watch_memory=True).up()
     pool.submits(2)

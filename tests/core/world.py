@@ -157,6 +157,7 @@ class World:
         self.processes: dict[WorkerId, Process] = {}  # that live
         self.dead: dict[WorkerId, Process] = {}
         self.submitted = 0
+        self.dispatched = 0
         self.place: dict[Seq, tuple[TaskId, Process]] = {}  # every dispatch
         self.starts: dict[Seq, float] = {}
         self.attempts: dict[TaskId, list[Seq]] = defaultdict(list)  # dispatches that started
@@ -214,7 +215,12 @@ class World:
         tasks = [TaskId(n) for n in range(first, first + count)]
         options = dict(zip(tasks, cycle(own), strict=False))
         self.options.update(options)
+        due, sent = self.machine.next_deadline(), self.dispatched
+        nothing_else = not self.answers and (due is None or self.now < due)
+        needed = self.machine.is_hungry
         self.happens(TasksSubmitted(tasks, options))
+        if nothing_else and not needed:
+            assert self.dispatched == sent, "it was to be told of these tasks, and said that it needn't"
 
     def deliver(self, process: Process, count: int | None = None) -> list[Event]:
         """Take up to ``count`` messages out of its socket."""
@@ -305,6 +311,7 @@ class World:
                 # Who asks for his own end gives back unasked, and that passes for the answer.
                 assert process.closing or not asked_back, "a task for a worker that has not given back"
                 process.given += len(tasks)
+                self.dispatched += len(tasks)
                 assert self.limits.budget is None or process.given <= self.limits.budget
                 self._check_gates(process, len(tasks))
                 if not process.ward:
