@@ -164,6 +164,7 @@ class Loop:
         self._left: dict[Seq, TaskId] = {}  # dispatches that were over lately: their log records come late
         self._forward_logs = forward_logs
         self._writing: set[Link | Launcher] = set()  # those of which it is watched whether there is room
+        self._written: set[Link] = set()  # those of which that may have changed in this pass
         selector.register(wakeup, selectors.EVENT_READ, wakeup)
         self._watch_launcher()
 
@@ -206,12 +207,12 @@ class Loop:
     def _patience(self) -> float | None:
         if self._events:
             return 0.0
-        deadlines = [*self._silent.values(), *self._orphans.values(), *self._unanswered.values()]
-        deadlines += [until for _, until in self._asked.values()]
         due = self.machine.next_deadline()
-        if due is not None:
-            deadlines.append(due)
-        return max(0.0, min(min(deadlines) - self._clock(), _LONGEST)) if deadlines else None
+        if self._silent or self._orphans or self._unanswered or self._asked:
+            deadlines = [*self._silent.values(), *self._orphans.values(), *self._unanswered.values()]
+            deadlines += [until for _, until in self._asked.values()]
+            due = min(deadlines if due is None else [due, *deadlines])
+        return None if due is None else max(0.0, min(due - self._clock(), _LONGEST))
 
     def _listen(self, patience: float | None) -> None:
         hungry = self.machine.is_hungry
@@ -226,6 +227,8 @@ class Loop:
                 continue  # its death was heard a moment ago
             if mask & selectors.EVENT_WRITE:
                 source.flush()
+                if source is not self._launcher:
+                    self._written.add(source)
             if not mask & selectors.EVENT_READ:
                 continue
             if source is self._wakeup:
@@ -241,21 +244,26 @@ class Loop:
 
     def _update_interest(self) -> None:
         """Who has something left to be written waits for room, too."""
-        sources: list[Link | Launcher] = [link for link in self.links.values() if not link.lost]
         if self._launcher.is_open:
-            sources.append(self._launcher)
-        for source in sources:
-            if source.wants_write != (source in self._writing):
-                if source.wants_write:
-                    self._selector.modify(source, selectors.EVENT_READ | selectors.EVENT_WRITE, source)
-                    self._writing.add(source)
-                else:
-                    self._selector.modify(source, selectors.EVENT_READ, source)
-                    self._writing.discard(source)
+            self._watch_room(self._launcher)
+        for link in self._written:
+            self._watch_room(link)
+        self._written.clear()
+
+    def _watch_room(self, source: Link | Launcher) -> None:
+        if source.wants_write != (source in self._writing):
+            if source.wants_write:
+                self._selector.modify(source, selectors.EVENT_READ | selectors.EVENT_WRITE, source)
+                self._writing.add(source)
+            else:
+                self._selector.modify(source, selectors.EVENT_READ, source)
+                self._writing.discard(source)
 
     def _unwatch(self, source: Link | Launcher) -> None:
         self._selector.unregister(source)
         self._writing.discard(source)
+        if isinstance(source, Link):
+            self._written.discard(source)
 
     def _watch_launcher(self) -> None:
         self._selector.register(self._launcher, selectors.EVENT_READ, self._launcher)
@@ -327,6 +335,8 @@ class Loop:
             self._silent[link.worker] = self._clock() + _SILENCE
 
     def _check_silence(self, now: float) -> None:
+        if not (self._silent or self._unanswered or self._asked or self._orphans):
+            return
         for worker in [w for w, until in self._silent.items() if now >= until]:
             del self._silent[worker]
             self._events.append(LinkLost(worker))
@@ -439,8 +449,11 @@ class Loop:
                 self._leave_to_logs(tasks)
             case Dispatch(worker, tasks):
                 parcel = self._host.parcel
-                if worker in self.links:
-                    self.links[worker].send_tasks((seq, parcel(task)) for seq, task in tasks)
+                link = self.links.get(worker)
+                if link is not None:
+                    link.send_tasks((seq, parcel(task)) for seq, task in tasks)
+                    if not link.lost:
+                        self._written.add(link)
             case Fail(task, seq, verdict):
                 if isinstance(verdict, LostCause):
                     self._host.note_broken(self._verdicts.breakage())
