@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -139,12 +140,39 @@ def test_a_callback_that_is_added_while_it_is_settled_is_called_once() -> None:
     assert seen == [5]
 
 
+def test_a_handler_of_a_signal_may_use_futures_in_between() -> None:
+    future, other, seen = new(), new(), list[int]()
+
+    class Interrupted(list[Any]):
+        def append(self, callback: object) -> None:
+            other.add_done_callback(lambda done: seen.append(done.result()))
+            other.settle(Returned(1))
+            super().append(callback)
+
+    future._done_callbacks = Interrupted()
+    future.add_done_callback(lambda done: seen.append(done.result()))
+    future.settle(Returned(2))
+    assert seen == [1, 2]
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_of_the_user_has_futures_of_its_own_though_a_thread_had_the_lock() -> None:
-    with futures._without_condition:
-        pid = os.fork()
-        if not pid:
-            future = new()
-            future.settle(Returned(7))
-            os._exit(future.result())
+    taken, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with futures._without_condition:
+            taken.set()
+            over.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(60)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(30)  # and not for ever
+        future = new()
+        future.settle(Returned(7))
+        os._exit(future.result())
+    over.set()
+    holder.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

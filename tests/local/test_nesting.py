@@ -121,6 +121,45 @@ def test_a_nested_pool_that_is_not_joined_ends_with_its_worker(method: str, how:
 # In other processes and threads
 
 
+SPAWNED = """
+import multiprocessing
+
+class Pair:
+    def __init__(self, half):
+        self.both = half, half
+
+def pair(half):
+    return Pair(half)
+
+def child(writer, method):
+    with MPMS(pair, processes=1, threads=1, start_method=method) as pool:
+        pool.put(3)
+        pool.close()
+        [(_, result)] = pool.iter_results()
+    with Executor(1, start_method=method) as executor:
+        writer.send((result.both, type(result) is Pair, executor.submit(pair, Pair).result().both[0] is Pair))
+
+if __name__ == "__main__":
+    spawning = multiprocessing.get_context("spawn")
+    reader, writer = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=child, args=(writer, sys.argv[1]))
+    process.start()
+    print(reader.recv())
+    process.join()
+"""
+
+
+def test_what_a_script_defines_works_in_a_process_that_multiprocessing_has_spawned(
+    any_method: str, tmp_path: Path
+) -> None:
+    """There the script is called ``__mp_main__``."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nfrom mpms import MPMS, Executor\n" + SPAWNED)
+    command = [sys.executable, script, any_method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    assert done.stdout.strip() == "((3, 3), True, True)", done.stderr
+
+
 @pytest.mark.parametrize(
     ("context", "inner"), [("fork", "forkserver"), ("fork", "fork"), ("fork", "spawn"), ("spawn", "forkserver")]
 )

@@ -25,14 +25,16 @@ millisecond; a stopped one never does."""
 _CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
 _DONE = {FINISHED, *_CANCELLED}
 
-_without_condition = threading.Lock()
-"""Guards every future that has no condition, and the making of one."""
+_without_condition = threading.RLock()
+"""Guards every future that has no condition, and the making of one. One for all is seldom waited for: nothing of the
+user's is called with it. But a handler of a signal, or Python's collector, may call something of his in between, which
+has to do with another future: hence reentrant."""
 
 
 def _renew_lock() -> None:
     """In a fork of the user's: it may be held by a thread that isn't here."""
     global _without_condition
-    _without_condition = threading.Lock()
+    _without_condition = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import sys
 import threading
 import types
 import weakref
@@ -18,6 +19,9 @@ import cloudpickle
 from cloudpickle import cloudpickle as _by_value
 
 from . import pickling
+
+if "__mp_main__" in sys.modules:  # the script, in a process that multiprocessing has spawned: nobody else has it
+    cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
 
 __all__ = ["dump", "dump_for_child", "dump_function", "load", "number"]
 

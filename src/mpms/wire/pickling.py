@@ -142,7 +142,7 @@ _LARGE = 1 << 16  # below, copies cost less than the rest
 
 # Workers have another __main__, so that a pickle that names it won't do. False alarms cost time only. Measured: to find
 # it takes 75 ns in a short one (`in` takes 140), and 20 µs in 64 KiB, which atoms are therefore spared.
-_MAIN = b"__main__"
+_MAIN = b"_main__"  # of __main__, and of __mp_main__, as it is called in a process that multiprocessing has spawned
 _ATOMS = {int, float, complex, bool, str, bytes, bytearray, types.NoneType}
 _SHORT = 1000
 
@@ -254,7 +254,8 @@ def number_classes() -> None:
                 continue
             seen.add(id(cls))
             todo.append(cls)
-            if cls.__module__ == "__main__" or ("<locals>" in cls.__qualname__ and cls.__module__ != "ctypes"):
+            of_script = cls.__module__ in ("__main__", "__mp_main__")
+            if of_script or ("<locals>" in cls.__qualname__ and cls.__module__ != "ctypes"):
                 from . import by_value
 
                 by_value.number(cls)
