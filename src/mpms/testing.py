@@ -21,7 +21,8 @@ from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
 from .outcome import Broken, Cancelled, Outcome, Raised, Returned
 from .wire.chunks import Each
-from .wire.pickling import dump, dump_error, load, load_error, unsendable
+from .wire.failures import dump_error, load_error, unsendable
+from .wire.pickling import dump, load
 
 __all__ = ["FakeClock", "InlineEngine"]
 

@@ -16,8 +16,8 @@ from mpms.local import descriptors
 from mpms.local.memory import anonymous_file
 from mpms.wire import messages as wire
 from mpms.wire.board import Board, board_size
+from mpms.wire.failures import dump_error
 from mpms.wire.frames import Decoder, encode
-from mpms.wire.pickling import dump_error
 
 from ..wire.single import single
 from .habits import NEVER, Fate

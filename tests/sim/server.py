@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mpms.ids import WorkerId
 from mpms.wire import messages as wire
+from mpms.wire.failures import dump_error
 from mpms.wire.frames import Decoder, encode
-from mpms.wire.pickling import dump_error
 
 from .pipes import Pipe, Socket
 from .processes import Process

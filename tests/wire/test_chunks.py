@@ -16,7 +16,8 @@ from mpms import RemoteWorkerError, WorkerGracefulDie
 from mpms.testing import FakeClock
 from mpms.wire import chunks
 from mpms.wire.chunks import Chunk, Each, Place, here, pack
-from mpms.wire.pickling import dump_function, load, load_error
+from mpms.wire.failures import load_error
+from mpms.wire.pickling import dump_function, load
 
 
 class Noted(Place):

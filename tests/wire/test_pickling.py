@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from mpms import errors
 from mpms.ids import TaskId
-from mpms.wire.pickling import dump, dump_call, dump_error, dump_for_child, load, load_error, unsendable
+from mpms.wire.failures import dump_error, load_error, unsendable
+from mpms.wire.pickling import dump, dump_call, dump_for_child, load
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.binary(),
@@ -294,7 +295,7 @@ def test_errors_travel_as_ever_where_a_library_pickles_exceptions_its_own_way(tm
         "class TwoWords(Exception):\n"
         "    def __init__(self, one, two): super().__init__(one + two)\n"
         "tblib.pickling_support.install()\n"
-        "from mpms.wire.pickling import dump_error, load_error\n"
+        "from mpms.wire.failures import dump_error, load_error\n"
         "print(load_error(dump_error(SystemExit(3))).code)\n"
         "print(load_error(dump_error(TwoWords('good', 'bye'))).kind)\n"
         "try:\n"

@@ -16,6 +16,7 @@ import pytest
 from mpms import TaskTimeout, WorkerGracefulDie
 from mpms.wire import chunks
 from mpms.wire.chunks import Chunk, Each, pack
+from mpms.wire.failures import load_error
 from mpms.wire.frames import encode
 from mpms.wire.messages import (
     DUE,
@@ -30,7 +31,7 @@ from mpms.wire.messages import (
     TASKS,
     pack_tasks,
 )
-from mpms.wire.pickling import dump, load, load_error
+from mpms.wire.pickling import dump, load
 
 from .stage import PATIENCE, Held, NewStage, Stage, values
 

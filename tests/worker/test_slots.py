@@ -12,9 +12,9 @@ from collections import Counter
 import pytest
 
 from mpms import RemoteWorkerError, WorkerGracefulDie
+from mpms.wire.failures import load_error
 from mpms.wire.frames import Message, encode
 from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
-from mpms.wire.pickling import load_error
 from mpms.worker import ends
 
 from .conftest import Ends

@@ -29,8 +29,8 @@ from ..local.delivery import Delivery
 from ..local.records import Record, shown, ticket_of
 from ..local.verdicts import Maker
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
+from ..wire.failures import load_error
 from ..wire.messages import RAISED, RETURNED
-from ..wire.pickling import load_error
 from . import guard, telling
 from .link import ASK_SECONDS, Link
 from .machine import Machine, cancel_at, stop_at

@@ -28,8 +28,8 @@ from ..local.functions import Shipped
 from ..local.launcher import Shipment
 from ..local.records import ticket_of
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
+from ..wire.failures import dump_error
 from ..wire.messages import RETURNED, Job
-from ..wire.pickling import dump_error
 from .guard import claim_op, post_op
 from .messages import ARGUMENTS, Answer, Figures, GivenBack, Parcel, Sealed, parcel_from
 

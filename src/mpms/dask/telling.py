@@ -6,7 +6,7 @@ from ..errors import TaskCancelled, TaskTimeout, WorkerCrashed
 from ..local.evidence import Who
 from ..local.verdicts import Maker
 from ..outcome import Cancelled, Crashed, Outcome, Raised, Returned
-from ..wire.pickling import load_error
+from ..wire.failures import load_error
 from .messages import ARGUMENTS, Sealed
 
 __all__ = ["at", "cancelled", "lost", "opened", "withdrawn"]

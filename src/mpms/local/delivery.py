@@ -16,8 +16,9 @@ from ..engine import Delivered, Sink, Ticket
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
+from ..wire.failures import load_error
 from ..wire.messages import RETURNED
-from ..wire.pickling import load, load_error
+from ..wire.pickling import load
 from .evidence import Who
 from .records import Record, shown
 from .verdicts import Maker

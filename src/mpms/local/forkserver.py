@@ -23,6 +23,7 @@ import sys
 from collections import deque
 from typing import NoReturn
 
+from ..wire.failures import dump_error
 from ..wire.frames import Decoder, encode
 from ..wire.messages import (
     ASK,
@@ -40,7 +41,7 @@ from ..wire.messages import (
     Job,
     Setup,
 )
-from ..wire.pickling import dump_error, load
+from ..wire.pickling import load
 from .memory import anonymous_file
 
 __all__ = ["ForkServer", "clone", "import_worker", "main"]

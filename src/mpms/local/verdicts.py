@@ -10,7 +10,7 @@ from ..core.messages import AbandonedTask, Crash, LostCause, Timeout, Verdict, W
 from ..errors import PoolBroken, TaskCancelled
 from ..ids import Seq, WorkerId
 from ..outcome import Broken, Cancelled, Crashed, Outcome, TimedOut
-from ..wire.pickling import load_error
+from ..wire.failures import load_error
 from . import evidence
 from .evidence import Death, Who
 from .link import Link

@@ -19,6 +19,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _by_value
 
 from . import pickling
+from .failures import is_of_tblib
 
 if "__mp_main__" in sys.modules:  # the script, in a process that multiprocessing has spawned: nobody else has it
     cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
@@ -118,7 +119,7 @@ def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, BaseException) and pickling.is_of_tblib(type(obj)):
+        if isinstance(obj, BaseException) and is_of_tblib(type(obj)):
             return obj.__reduce_ex__(5)
         if type(obj) is _Cached and _by_value._lookup_module_and_qualname(obj) is None:
             # Scripts decorate their functions so. It reduces to its name, which nobody else can look up.

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 from ..errors import RemoteWorkerError
 from ..record import Record
-from .pickling import dump, dump_error, load, load_error, unsendable
+from .failures import dump_error, load_error, unsendable
+from .pickling import dump, load
 
 __all__ = ["Chunk", "Each", "Packed", "Place", "here", "pack"]
 

@@ -23,9 +23,10 @@ from typing import Any, NoReturn
 
 from ..wire.board import Board
 from ..wire.chunks import here
+from ..wire.failures import dump_error
 from ..wire.frames import Decoder, encode
 from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL, INTERRUPT, LIMIT, RECALL, RETIRE, START_FAILED, Birth, Job
-from ..wire.pickling import dump_error, load
+from ..wire.pickling import load
 from . import ends, hooks, native
 from .logs import forward_logs
 from .outbox import Outbox

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 from ..wire.board import Board
 from ..wire.chunks import here
+from ..wire.failures import dump_error, unsendable
 from ..wire.files import Payload, Receiver, pack
 from ..wire.frames import Message, encode
 from ..wire.messages import (
@@ -43,7 +44,7 @@ from ..wire.messages import (
     Job,
     unpack_tasks,
 )
-from ..wire.pickling import dump, dump_error, load, unsendable
+from ..wire.pickling import dump, load
 from . import ends, hooks, logs
 from .functions import Function, Functions
 from .interrupts import Interrupts
