@@ -1,0 +1,51 @@
+"""What is kept of a task, and who is told of it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any
+
+import pytest
+
+from mpms import MPMS
+from mpms.local.records import record_of, shown, ticket_of
+
+from .helpers import meet, meeting, until
+
+
+def test_a_record_has_what_is_shown_of_a_task() -> None:
+    record = record_of(b"pickled", None, (1, "a"), {"key": 2.5}, None)
+    task, args, kwargs, time = shown(7, record)  # type: ignore[arg-type]
+    assert (task, args, kwargs) == (7, (1, "a"), {"key": 2.5})
+    assert time > 1e9
+    assert record[0] == b"pickled"
+    assert ticket_of(record) is None
+    assert shown(7, record_of(b"", None, (), {}, None))[1:3] == ((), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="its collector has no such lists")
+def test_the_collector_forgets_a_record_of_numbers_and_words() -> None:
+    """A million of them that wait would have it look at each again and again."""
+    record = record_of(b"pickled", None, (1, "a", None, 2.5), {}, None)
+    gc.collect()
+    assert not gc.is_tracked(record)
+
+
+def test_tasks_that_have_to_wait_wake_nobody(any_method: Any) -> None:
+    with (
+        meeting() as place,
+        MPMS(meet, processes=1, threads=1, start_method=any_method, task_queue_maxsize=500) as pool,
+    ):
+        pool.put(place.address)
+        guest = place.arrive()
+        pool.put(place.address)
+        until(lambda: pool.stats().queued == 1)
+        before = len(pool.story())
+        for _ in range(300):
+            pool.put(place.address)
+        assert pool.stats().queued == 301
+        assert len(pool.story()) <= before + 1  # it may just have been falling asleep
+        guest.release()
+        for _ in range(301):
+            place.arrive().release()
