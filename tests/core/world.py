@@ -225,7 +225,16 @@ class World:
     def deliver(self, process: Process, count: int | None = None) -> list[Event]:
         """Take up to ``count`` messages out of its socket."""
         events, process.outbox = process.outbox[:count], process.outbox[len(process.outbox[:count]) :]
-        return [] if process.mute else events
+        if process.mute:
+            self._lose(events)
+            return []
+        return events
+
+    def _lose(self, said: Sequence[Event]) -> None:
+        """The pool will never hear it."""
+        for one in said:
+            if isinstance(one, ResultsArrived):
+                self.results.difference_update(one.seqs)
 
     def cancel(self, tasks: Sequence[TaskId] | None) -> None:
         self.happens(CancelRequested(tasks))
@@ -272,9 +281,7 @@ class World:
             *self.deliver(process, max(0, len(process.outbox) - unsaid)),
             WorkerExited(process.id, process.taken, blamed),
         ]
-        for one in process.outbox:
-            if isinstance(one, ResultsArrived):
-                self.results.difference_update(one.seqs)
+        self._lose(process.outbox)
         process.outbox.clear()
 
     def bury(self, process: Process) -> list[Event]:
