@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -373,3 +375,22 @@ def test_the_interpreter_is_the_one_that_multiprocessing_was_told(monkeypatch: p
     assert launcher._executable() == sys.executable
     monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/opt/other/python")  # as set_executable does it
     assert launcher._executable() == "/opt/other/python"
+
+
+def collects(_: object = None) -> bool:
+    return gc.isenabled()
+
+
+def note_whether_it_collects(path: str) -> None:
+    Path(path).write_text(str(gc.isenabled()))
+
+
+def test_pythons_collector_is_at_work_in_preload_and_in_tasks(any_method: str, tmp_path: Path) -> None:
+    """It is off for a while before."""
+    path = str(tmp_path / "preload")
+    preload = functools.partial(note_whether_it_collects, path)
+    with MPMS(collects, processes=1, threads=1, start_method=any_method, preload=preload) as pool:
+        pool.put(1)
+        pool.close()
+        assert [result for _, result in pool.iter_results()] == [True]
+    assert Path(path).read_text() == "True"

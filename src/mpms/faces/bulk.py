@@ -37,7 +37,8 @@ parent and workers wait in turn, and 34 in chunks of 2,500."""
 _GROWTH = 16  # of chunks in one step, so that some quick items in front of slow ones don't mislead
 
 _MANY = 500
-"""Of so many values in one chunk none takes more than 8 µs to make, so they are small, and let go of together."""
+"""So many values of one chunk are let go of together. By its measured time 8 µs is what one of them takes to make, and
+100 where the user has said how many are to go at a time (see ``wire.chunks``): as a rule they are small then."""
 
 _FILL_SECONDS = 0.005
 """How long a chunk waits for a slow source to give it more items."""
@@ -311,13 +312,12 @@ class Bulk:
         for item in items:
             if type(values[-1]) is not _Failure:
                 yield from part_of([item], [values.pop()])
-                continue
-            error = values.pop().error
-            if raise_errors:
+            elif raise_errors:
                 self._raised = True
                 self.close()
-                raise error
-            yield from part_of([item], [error])
+                raise values.pop().error  # in no variable: its traceback has this frame, and would hold it for good
+            else:
+                yield from part_of([item], [values.pop().error])
 
     def _take(self, place: int | None, until: float | None) -> _Piece | None:
         """What begins at ``place``, or what came first; blocks. ``None``: there is no more."""

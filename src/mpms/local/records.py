@@ -14,8 +14,8 @@ from .functions import Shipped
 __all__ = ["Record", "record_of", "shown", "ticket_of"]
 
 Record: TypeAlias = tuple[Any, ...]
-"""Pickled arguments; the function that it brings along; keyword arguments, if there are some; time of acceptance; who
-gets the outcome in place of the sink; and then the arguments.
+"""Pickled arguments; the function that it brings along; keyword arguments, if there are some; time of acceptance, by
+the wall clock, for it is shown to people; who gets the outcome in place of the sink; and then the arguments.
 
 One tuple, and no empty dict: of numbers and strings alone, Python's collector forgets it at its first look. Two in one
 another, or with a dict, it looks at a million records again and again, which takes a microsecond for each new task.
