@@ -1,4 +1,4 @@
-"""What is kept of a task, and who is told of it."""
+"""What is kept of a task, who is told of it, and what of it is cancelled."""
 
 from __future__ import annotations
 
@@ -67,3 +67,22 @@ def test_the_supervisor_takes_in_what_waits_now_and_then(any_method: Any) -> Non
         until(lambda: len(pool.story()) > before)
         pool.graceful_shutdown(0.0)
         guest.release()
+
+
+def fail_or_meet(address: str) -> None:
+    if not address:
+        raise ValueError("the first")
+    meet(address)
+
+
+def test_an_error_of_map_cancels_the_rest_though_its_iterator_is_kept(any_method: Any) -> None:
+    options: dict[str, Any] = {"processes": 1, "threads": 1, "start_method": any_method}
+    with meeting() as place, MPMS(fail_or_meet, **options) as pool:
+        values = pool.map(None, ["", *[place.address] * 3], chunksize=1)
+        with pytest.raises(ValueError, match="the first"):
+            next(values)
+        # The second may have started already: that one is not cancelled.
+        until(lambda: not pool.stats().queued and (not pool.stats().running or pool.workers()[0].running))
+        if pool.stats().running:
+            place.arrive().release()
+        assert list(values) == []
