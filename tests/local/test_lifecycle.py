@@ -258,14 +258,8 @@ def test_a_task_is_timed_from_its_start_and_not_from_its_put(option: str, method
 
 
 def test_a_task_over_the_hard_limit_is_a_timeout(method: str, stage: Stage) -> None:
-    with MPMS(
-        stage.wait,
-        processes=1,
-        threads=1,
-        lifecycle_duration_hard=0.3,
-        worker_graceful_die_timeout=0.1,
-        start_method=method,
-    ) as pool:
+    # With a short grace the age of the process might end the task first, which began late on a busy machine.
+    with MPMS(stage.wait, processes=1, threads=1, lifecycle_duration_hard=0.3, start_method=method) as pool:
         pool.put()
         pool.close()
         ((_, error),) = pool.iter_results()
@@ -291,14 +285,7 @@ def test_a_hung_worker_beyond_its_age_does_not_keep_the_others_from_working(meth
     def task(what: str) -> Any:
         return stage.wait() if what == "hang" else what
 
-    with MPMS(
-        task,
-        processes=2,
-        threads=1,
-        lifecycle_duration_hard=0.4,
-        worker_graceful_die_timeout=0.2,
-        start_method=method,
-    ) as pool:
+    with MPMS(task, processes=2, threads=1, lifecycle_duration_hard=0.4, start_method=method) as pool:
         pool.put("hang")
         for _ in range(50):
             pool.put("go")
