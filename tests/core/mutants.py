@@ -330,7 +330,7 @@ MUTANTS = [
     Mutant(
         "a worker is given more than its budget",
         "dispatch.py",
-        "min(room, self._limits.budget - worker.dispatched)",
+        "min(room, self._budget - worker.dispatched)",
         "room",
     ),
     Mutant(
@@ -347,9 +347,15 @@ MUTANTS = [
     ),
     Mutant(
         "a full worker takes the share of an idle one",
-        "dispatch.py",
-        "rooms.sort(key=itemgetter(0))",
-        "rooms.sort(key=itemgetter(0), reverse=True)",
+        "policy.py",
+        "free = sorted([(room, -place) for place, room in enumerate(rooms) if room > 0])",
+        "free = sorted([(room, -place) for place, room in enumerate(rooms) if room > 0], reverse=True)",
+    ),
+    Mutant(
+        "a single task goes to who has the least room",
+        "policy.py",
+        "        most = max(rooms, default=0)\n",
+        "        most = min(rooms, default=0)\n",
     ),
     Mutant(
         "the rate is forgotten whenever a worker runs dry",
@@ -708,7 +714,7 @@ MUTANTS = [
     Mutant(
         "the end of closing is not seen while all is quiet",
         "machine.py",
-        " or not (self.ledger.waiting or isinstance(self.mode, Open)):",
+        " or not (isinstance(self.mode, Open) or self.ledger.waiting):",
         ":",
     ),
     Mutant(

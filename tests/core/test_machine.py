@@ -126,6 +126,27 @@ def test_a_single_task_goes_to_who_has_least_to_do() -> None:
     assert (len(pool.held(1)), len(pool.held(2))) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("count", "rooms", "shares"),
+    [
+        (0, [3, 3], [0, 0]),
+        (1, [], []),
+        (1, [0, -1], [0, 0]),
+        (1, [1, 3, 2], [0, 1, 0]),
+        (1, [2, 3, 3], [0, 1, 0]),
+        (2, [1, 3], [1, 1]),
+        (4, [1, 8], [1, 3]),
+        (5, [4, 4], [3, 2]),
+        (7, [2, 0, 3, 4], [2, 0, 2, 3]),
+        (9, [1, -1, 2], [1, 0, 2]),
+    ],
+)
+def test_tasks_are_spread_evenly_and_what_is_over_goes_to_the_freest(
+    count: int, rooms: list[int], shares: list[int]
+) -> None:
+    assert policy.spread(count, rooms) == shares
+
+
 def test_an_unknown_worker_holds_no_more_tasks_than_it_has_threads() -> None:
     pool = Pool().up()
     pool.submits(100)

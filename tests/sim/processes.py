@@ -338,7 +338,7 @@ class Process:
 
     def say(self, kind: int, number: int = 0, payload: bytes = b"") -> None:
         message = encode(kind, number, payload)
-        if kind in (wire.RETURNED, wire.RAISED) and len(payload) <= wire.SMALL:
+        if kind in (wire.RETURNED, wire.RAISED) and len(payload) <= wire.SMALL and number % 2:
             message = encode(wire.RESULTS, 1, wire.pack_results([(number, kind, payload)]))
         self._outbox += message
         end = self._unsaid[-1][0] if self._unsaid else self._written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from operator import itemgetter
+from operator import add
 from typing import TypeAlias
 
 from ..ids import Seq, TaskId
@@ -48,9 +48,11 @@ class Dispatcher:
 
     def __init__(self, limits: Limits, ledger: Ledger, fleet: Fleet) -> None:
         self._limits = limits
+        self._budget, self._running_limit = limits.budget, limits.running_limit
         self._ledger = ledger
         self._fleet = fleet
         self._last_seq = 0
+        self._is_limited = limits.max_rate is not None or limits.watch_free_memory
         self._tokens = 0.0  # starts that a limited rate allows, as of the time below
         self._tokens_at: float | None = None
         self._memory: FreeMemory = Unknown()
@@ -62,14 +64,15 @@ class Dispatcher:
         ledger = self._ledger
         self._timed = False
         serving = self._fleet.in_phase(Serving)
-        if (ledger.ready or ledger.suspects) and not self._memory_is_short(now, effects):
+        ready = ledger.ready
+        if (ready or ledger.suspects) and not self._memory_is_short(now, effects):
             self._refill(now)
             if ledger.suspects:
                 self._try_a_suspect(now, effects)
-            if ledger.ready:
-                self._share_out(serving, now, effects)
+            if ready:
+                ready -= self._share_out(serving, ready, now, effects)
         self._stall_at = inf
-        if not ledger.ready:
+        if not ready:
             self._recall(serving, now, effects)
         return self._timed
 
@@ -80,7 +83,7 @@ class Dispatcher:
     def deadline(self) -> float:
         """When to deal again though nothing happened; ``inf``: never."""
         due = self._stall_at
-        if self._has_work():
+        if self._is_limited and self._has_work():
             match self._memory:
                 case Short(until):
                     due = min(due, until)
@@ -97,7 +100,7 @@ class Dispatcher:
     def limit_of(self, task: TaskId) -> float | None:
         """How long the task may run."""
         if not self._ledger.options:
-            return self._limits.running_limit
+            return self._running_limit
         return policy.running_limit(self._limits, self._ledger.of(task))
 
     def _takers(self) -> list[Worker]:
@@ -109,30 +112,25 @@ class Dispatcher:
     def _room(self, worker: Worker, ahead: int = 0) -> int:
         """How many more tasks the worker may hold."""
         room = worker.threads - len(worker.sent) + ahead
-        return room if self._limits.budget is None else min(room, self._limits.budget - worker.dispatched)
+        return room if self._budget is None else min(room, self._budget - worker.dispatched)
 
-    def _share_out(self, serving: list[Worker], now: float, effects: list[Effect]) -> None:
-        """First a task for every idle thread, then some in advance; evenly, and what is over to the freest."""
+    def _share_out(self, serving: list[Worker], ready: int, now: float, effects: list[Effect]) -> int:
+        """First a task for every idle thread, then some in advance. How many of those that are ready."""
         takers = [worker for worker in serving if not worker.recalling]
-        shares = dict.fromkeys((w.id for w in takers), 0)
-        left = self._allowed(self._ledger.ready)
+        shares = [0] * len(takers)
+        allowed = left = self._allowed(ready)
         # With a limited rate nothing is sent in advance, so that being sent is as good as being started.
         for in_advance in (False, True) if self._limits.max_rate is None else (False,):
+            rooms = [self._room(w, w.ahead if in_advance else 0) - s for w, s in zip(takers, shares, strict=True)]
+            more = policy.spread(left, rooms)
+            left -= sum(more)
+            shares = list(map(add, shares, more))
             if not left:
                 break
-            rooms = []
-            for worker in reversed(takers):  # a single task goes to the oldest of those that are as free as it
-                room = self._room(worker, policy.prefetch(worker.rate) if in_advance else 0) - shares[worker.id]
-                if room > 0:
-                    rooms.append((room, worker.id))
-            rooms.sort(key=itemgetter(0))  # who has little room first, so that the others can take his share
-            for place, (room, id) in enumerate(rooms):
-                share = min(room, left // (len(rooms) - place))
-                shares[id] += share
-                left -= share
-        for worker in takers:
-            if share := shares[worker.id]:
+        for worker, share in zip(takers, shares, strict=True):
+            if share:
                 effects.append(Dispatch(worker.id, self._give(worker, self._ledger.take(share), now)))
+        return allowed - left
 
     def _try_a_suspect(self, now: float, effects: list[Effect]) -> None:
         """One at a time, in a worker that runs nothing else: whoever ends that one is found out."""
@@ -158,10 +156,11 @@ class Dispatcher:
         if not worker.dispatched:
             self._age(worker, now)
         worker.dispatched += len(tasks)
-        due = policy.due_at_count(self._limits, worker.id)
-        if due is not None and worker.dispatched >= due and isinstance(worker.phase, Serving):
-            worker.phase = worker.phase.replace(due=now)
-            self._timed = True
+        if self._budget is not None:
+            due = policy.due_at_count(self._limits, worker.id)
+            if due is not None and worker.dispatched >= due and isinstance(worker.phase, Serving):
+                worker.phase = worker.phase.replace(due=now)
+                self._timed = True
         first = self._last_seq + 1
         self._last_seq += len(tasks)
         batch = [(Seq(seq), task) for seq, task in enumerate(tasks, first)]
@@ -170,7 +169,7 @@ class Dispatcher:
 
     def _watch_time(self, worker: Worker, tasks: list[TaskId], now: float) -> None:
         if not self._ledger.options:
-            limit = self._limits.running_limit
+            limit = self._running_limit
         else:
             limit = min((x for task in tasks if (x := self.limit_of(task)) is not None), default=None)
         if limit is not None and (worker.check_at is None or now + limit < worker.check_at):
@@ -187,15 +186,14 @@ class Dispatcher:
 
     def _recall(self, serving: list[Worker], now: float, effects: list[Effect]) -> None:
         """While a thread is idle and no task waits: those that wait behind others that run for long."""
-        if not any(self._room(worker) > 0 for worker in serving):
+        crowded = [worker for worker in serving if len(worker.sent) > worker.threads and not worker.recalling]
+        if not crowded or not any(self._room(worker) > 0 for worker in serving):
             return
-        for worker in serving:
-            if worker.recalling or len(worker.sent) <= worker.threads:
-                continue
+        for worker in crowded:
             stalled_at = worker.last_result + policy.STALL_SECONDS
             if now >= stalled_at:
                 worker.recalling = True
-                worker.rate = 0.0
+                worker.ahead = 0
                 effects.append(Recall(worker.id, next(reversed(worker.sent))))
             else:
                 self._stall_at = min(self._stall_at, stalled_at)

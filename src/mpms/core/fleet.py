@@ -52,6 +52,7 @@ Phase: TypeAlias = Starting | Serving | Retiring | Killed
 
 class Worker:
     __slots__ = (
+        "ahead",
         "born",
         "check_at",
         "dispatched",
@@ -63,7 +64,6 @@ class Worker:
         "memory_at",
         "overdue",
         "phase",
-        "rate",
         "recalling",
         "sent",
         "threads",
@@ -86,7 +86,7 @@ class Worker:
         self.dispatched = 0  # and not returned
         self.done = 0
         self.last_result = now  # or when it was given something to do after it had nothing
-        self.rate = 0.0
+        self.ahead = 0  # tasks that it holds in advance, for as fast as it is
         self.window_start = now
         self.window_done = 0
         self.check_at: float | None = None  # when the board is to be read next: a running time may be over
@@ -112,7 +112,7 @@ class Worker:
         self.window_done += count
         span = now - self.window_start
         if span >= policy.RATE_SECONDS:
-            self.rate = self.window_done / span
+            self.ahead = policy.prefetch(self.window_done / span)
             self.window_start = now
             self.window_done = 0
 

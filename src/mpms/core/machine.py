@@ -114,12 +114,13 @@ class PoolMachine:
 
     def handle(self, events: Sequence[Event], now: float) -> list[Effect]:
         """Take what happened since the last call and return what to do, in this order."""
-        self._out = self._fates.out = out = list[Effect]()
+        out: list[Effect] = []
+        self._out = self._fates.out = out
         for event in events:
             self._take(event, now)
         if self._fates.are_enough:
             self._stop(now)
-        if self._restless or now >= self._quiet_until or not (self.ledger.waiting or isinstance(self.mode, Open)):
+        if self._restless or now >= self._quiet_until or not (isinstance(self.mode, Open) or self.ledger.waiting):
             self._advance(now)
             self._rest()
         else:
@@ -145,7 +146,7 @@ class PoolMachine:
     @property
     def slack(self) -> int:
         """How many tasks may well wait here because the workers are that quick: as many as they hold in advance."""
-        return sum(policy.prefetch(worker.rate) for worker in self.fleet.workers.values())
+        return sum([worker.ahead for worker in self.fleet.workers.values()])
 
     def _rest(self) -> None:
         """What tasks that come and go don't change, until something else happens, or is due."""

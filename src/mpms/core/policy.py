@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..ids import TaskOptions
 from .limits import Limits
 
@@ -22,6 +24,7 @@ __all__ = [
     "jitter",
     "prefetch",
     "running_limit",
+    "spread",
     "start_delay",
     "stop_due",
 ]
@@ -132,3 +135,21 @@ def stop_due(limits: Limits, failed: int, settled: int) -> bool:
 def prefetch(rate: float) -> int:
     """How many tasks beyond one per thread a worker holds that finishes ``rate`` tasks per second."""
     return min(MAX_PREFETCH, int(rate * PREFETCH_SECONDS))
+
+
+def spread(count: int, rooms: Sequence[int]) -> list[int]:
+    """How many of ``count`` tasks each of those gets that have so much room (or less than none): evenly, and what is
+    over to the freest; of those that are as free as each other, to the first."""
+    shares = [0] * len(rooms)
+    if count == 1:  # the same in a third of the time: who puts one task at a time waits for each
+        most = max(rooms, default=0)
+        if most > 0:
+            shares[rooms.index(most)] = 1
+        return shares
+    # Who has little room first, so that the others can take his share.
+    free = sorted([(room, -place) for place, room in enumerate(rooms) if room > 0])
+    for others, (room, place) in zip(range(len(free), 0, -1), free, strict=True):
+        share = min(room, count // others)
+        shares[-place] = share
+        count -= share
+    return shares

@@ -376,15 +376,15 @@ class LocalEngine:
 
     def take_orders(self) -> list[Event]:
         # The orders first: what was accepted before one of them is in the inbox by then.
-        orders = [self._orders.popleft() for _ in range(len(self._orders))]
+        orders = [self._orders.popleft() for _ in range(len(self._orders))] if self._orders else []
         if self._cancels:
             with self._changed:
                 cancels, self._cancels = self._cancels, []
             orders.append(CancelRequested(cancels))
         inbox = self._inbox
-        tasks = [inbox.popleft() for _ in range(len(inbox))]
-        if not tasks:
+        if not inbox:
             return orders
+        tasks = [inbox.popleft() for _ in range(len(inbox))]
         options = {task: self._options.pop(task) for task in tasks if task in self._options} if self._options else {}
         return [TasksSubmitted(tasks, options), *orders]
 
@@ -441,7 +441,8 @@ class LocalEngine:
 
     def passed(self) -> None:
         self._notify()
-        self._hand_over()
+        if self._results or self._failures:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         """Last of all: the delivery thread gets the GIL when this one has nothing more to do."""

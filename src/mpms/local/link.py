@@ -82,7 +82,9 @@ class Link:
 
     def send_tasks(self, tasks: Iterable[tuple[int, Parcel]]) -> None:
         """Send, or keep what doesn't fit for :meth:`flush`. The numbers follow one another."""
-        parts, small, following = list[bytes](), list[bytes](), 0
+        parts: list[bytes] = []
+        small: list[bytes] = []
+        following = 0
         for seq, parcel in tasks:
             payload, function = parcel[0], parcel[1]
             if function is not self._function:
@@ -104,7 +106,7 @@ class Link:
         self.flush()
 
     def _queue(self, parts: list[bytes]) -> None:
-        if sum(map(len, parts)) > _JOIN_MOST:
+        if len(parts) == 1 or sum(map(len, parts)) > _JOIN_MOST:
             self._out.extend(map(memoryview, parts))
         elif parts:
             self._out.append(memoryview(b"".join(parts)))
@@ -112,9 +114,11 @@ class Link:
 
     def _pack(self, payloads: list[bytes], following: int, parts: list[bytes]) -> None:
         """Those of the dispatches right before ``following``."""
-        if payloads:
+        if len(payloads) == 1:
+            parts.append(encode(TASK, following - 1, payloads[0]))
+        elif payloads:
             parts.append(encode(TASKS, following - len(payloads), pack_tasks(payloads)))
-            payloads.clear()
+        payloads.clear()
 
     def _select(self, function: Shipped | None, parts: list[bytes]) -> None:
         """Have the tasks that follow be of this function, which is sent with the first of them."""

@@ -13,7 +13,7 @@ import selectors
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from ..core.machine import PoolMachine
 from ..core.messages import (
@@ -58,6 +58,8 @@ from .verdicts import Breakage, Maker, StartFailure, Verdicts
 from .wakeup import WakeUp
 
 __all__ = ["Host", "Loop"]
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 _DEBUG = os.environ.get("MPMS_DEBUG", "") not in ("", "0")
 """Whether every effect is logged."""
@@ -165,7 +167,7 @@ class Loop:
         self._forward_logs = forward_logs
         self._writing: set[Link | Launcher] = set()  # those of which it is watched whether there is room
         self._written: set[Link] = set()  # those of which that may have changed in this pass
-        selector.register(wakeup, selectors.EVENT_READ, wakeup)
+        selector.register(wakeup, _READ, wakeup)
         self._watch_launcher()
 
     def run(self) -> None:
@@ -225,11 +227,11 @@ class Loop:
             source: Any = key.data
             if isinstance(source, Link) and source.worker not in self.links:
                 continue  # its death was heard a moment ago
-            if mask & selectors.EVENT_WRITE:
+            if mask & _WRITE:
                 source.flush()
                 if source is not self._launcher:
                     self._written.add(source)
-            if not mask & selectors.EVENT_READ:
+            if not mask & _READ:
                 continue
             if source is self._wakeup:
                 source.hush()
@@ -244,8 +246,7 @@ class Loop:
 
     def _update_interest(self) -> None:
         """Who has something left to be written waits for room, too."""
-        if self._launcher.is_open:
-            self._watch_room(self._launcher)
+        self._watch_room(self._launcher)
         for link in self._written:
             self._watch_room(link)
         self._written.clear()
@@ -253,10 +254,10 @@ class Loop:
     def _watch_room(self, source: Link | Launcher) -> None:
         if source.wants_write != (source in self._writing):
             if source.wants_write:
-                self._selector.modify(source, selectors.EVENT_READ | selectors.EVENT_WRITE, source)
+                self._selector.modify(source, _READ | _WRITE, source)
                 self._writing.add(source)
             else:
-                self._selector.modify(source, selectors.EVENT_READ, source)
+                self._selector.modify(source, _READ, source)
                 self._writing.discard(source)
 
     def _unwatch(self, source: Link | Launcher) -> None:
@@ -266,13 +267,15 @@ class Loop:
             self._written.discard(source)
 
     def _watch_launcher(self) -> None:
-        self._selector.register(self._launcher, selectors.EVENT_READ, self._launcher)
+        self._selector.register(self._launcher, _READ, self._launcher)
 
     # What workers say
 
     def _hear(self, link: Link, messages: Sequence[Message]) -> None:
-        worker, seqs = link.worker, list[int]()
-        failed, retry = 0, set[Seq]()
+        worker = link.worker
+        seqs: list[Any] = []
+        retry: set[Seq] = set()
+        failed = 0
         for kind, number, payload in messages:
             if kind == wire.RESULTS:
                 try:
@@ -314,7 +317,7 @@ class Loop:
         if seqs:
             # Before what was said after them, such as DYING: the order among results and the rest doesn't matter else.
             self._raised += failed
-            self._events.appendleft(ResultsArrived(worker, cast(list[Seq], seqs), failed, frozenset(retry)))
+            self._events.appendleft(ResultsArrived(worker, seqs, failed, frozenset(retry)))
 
     def _task_of(self, worker: WorkerId, seq: Seq) -> TaskId | None:
         there = self.machine.fleet.workers.get(worker)
@@ -508,7 +511,7 @@ class Loop:
             self._watch_launcher()
         link = self._launcher.start(worker, f"mpms-{self._name}-p{worker}")
         self.links[worker] = link
-        self._selector.register(link, selectors.EVENT_READ, link)
+        self._selector.register(link, _READ, link)
 
     def _kill(self, worker: WorkerId, why: str) -> None:
         if worker not in self.links or worker in self._orphans:

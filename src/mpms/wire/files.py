@@ -37,6 +37,7 @@ back: 128 KiB take as long both ways, 256 KiB 0.65 ms instead of 0.85, 1 MiB 2.3
 _SIZE = struct.Struct("<Q")
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)  # for one: the kernel doesn't join what two messages have beside
 _VECTOR_MOST = 256
+_TRUNCATED = int(socket.MSG_CTRUNC)  # as it is, an enum, each look takes 0.9 µs
 
 
 class MemoryFile:
@@ -125,7 +126,7 @@ class Receiver:
             messages = decoder.feed(data)
         if beside:
             self._keep(beside)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _TRUNCATED:
             self.broken = OSError(errno.EMFILE, "a file was sent, and there is no descriptor left for it")
         if self._files or self.broken:
             messages = list(self._opened(messages))

@@ -50,7 +50,8 @@ class Decoder:
         if self.partial is None:
             return self._parse(data)
         count = min(len(data), self._length - self._filled)
-        at, messages = 0, list[Message]()
+        messages: list[Message] = []
+        at = 0
         while at < count:
             with self.room() as room:
                 step = min(len(room), count - at)

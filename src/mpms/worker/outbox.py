@@ -131,7 +131,11 @@ class Outbox:
         results = self._results
         taken = [results.popleft() for _ in range(min(len(results), _RESULTS_MOST))]
         small = [result for result in taken if len(result[2]) <= SMALL]
-        parts = [encode(RESULTS, len(small), pack_results(cast(list[Result], small)))] if small else []
+        if len(small) == 1:
+            seq, kind, payload = small[0]
+            parts = [encode(kind, seq, cast(bytes, payload))]
+        else:
+            parts = [encode(RESULTS, len(small), pack_results(cast(list[Result], small)))] if small else []
         files = []
         if len(small) < len(taken):
             for seq, kind, payload in taken:
