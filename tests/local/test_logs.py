@@ -67,6 +67,7 @@ def test_records_of_workers_reach_the_loggers_of_the_parent_with_who_and_for_whi
             pool.put(word)
         outcomes = pool.iter_results()
         tasks = {meta.taskid: (meta.args[0], pid) for meta, pid in (next(outcomes) for _ in range(20))}
+        at_full_strength(pool)  # a worker may have worked before word of its birth is read
         names = {info.pid: info.name for info in pool.workers()}  # while it is open, they live
     assert Counter(app.messages()) == Counter([f"task {word} says hello" for word in range(20)] + ["from below"] * 20)
     for record in app.records:

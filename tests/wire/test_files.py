@@ -17,7 +17,7 @@ from mpms.wire import files
 from mpms.wire.files import FILED, MemoryFile, Receiver, pack, send_file
 from mpms.wire.frames import HEADER, Message, encode
 
-LARGE = 1 << 18
+LARGE = 1 << 19
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
 

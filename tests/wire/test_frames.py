@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -112,6 +115,48 @@ def test_byte_by_byte() -> None:
 def test_payloads_are_bytes_of_their_own() -> None:
     [(_, _, payload)] = Decoder().feed(encode(1, 1, b"payload"))
     assert type(payload) is bytes
+
+
+def test_a_large_payload_that_comes_at_once_is_not_copied() -> None:
+    stream = encode(1, 1, b"small") + encode(2, 2, b"p" * 50_000) + encode(3, 3, b"after")
+    got = Decoder().feed(stream)
+    assert got == [(1, 1, b"small"), (2, 2, b"p" * 50_000), (3, 3, b"after")]
+    assert isinstance(got[1][2], memoryview)
+    assert got[1][2].obj is stream
+
+
+def test_a_large_payload_in_what_was_kept_is_copied_for_that_is_overwritten() -> None:
+    decoder, stream = Decoder(), encode(2, 2, b"p" * 50_000) + encode(3, 3, b"after")
+    assert decoder.feed(stream[:5]) == []
+    got = decoder.feed(stream[5:])
+    assert got == [(2, 2, b"p" * 50_000), (3, 3, b"after")]
+    decoder.feed(b"x" * 10)
+    assert got[0][2] == b"p" * 50_000
+
+
+FAULTS = """
+import resource
+import sys
+from mpms.wire.frames import keep_memory
+if "keep" in sys.argv:
+    keep_memory()
+for turn in range(110):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [b"%d" % place * 100_000 for place in range(8)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep what they keep")
+def test_what_was_freed_is_used_again_and_not_asked_of_the_kernel() -> None:
+    def faults(*words: str) -> int:
+        told = subprocess.run([sys.executable, "-c", FAULTS, *words], capture_output=True, text=True, check=True)
+        return int(told.stdout)
+
+    assert faults() > 5_000  # 25 pages each
+    assert faults("keep") < 500
 
 
 @pytest.mark.parametrize(

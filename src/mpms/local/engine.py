@@ -39,6 +39,7 @@ from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
 from ..outcome import Broken
 from ..wire.files import Payload, pack
+from ..wire.frames import keep_memory
 from ..wire.messages import Call, Job
 from ..wire.pickling import dump_call, dump_for_child
 from . import exits
@@ -143,6 +144,7 @@ class LocalEngine:
             forward_logs=self._config.forward_logs,
         )
         self._started = time.monotonic()
+        keep_memory()
         self._delivery.start()
         self._reporter.start()
         self._supervisor = self._new_supervisor()  # as the two above

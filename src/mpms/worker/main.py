@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error
-from ..wire.frames import Decoder, encode
+from ..wire.frames import Decoder, encode, keep_memory
 from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL, INTERRUPT, LIMIT, RECALL, RETIRE, START_FAILED, Birth, Job
 from ..wire.pickling import load
 from . import ends, hooks, native
@@ -43,6 +43,7 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
     """Be a worker until the end of this process. Must run in the main thread, with no other thread alive."""
     data, control, board, stacks = descriptors
     _set_up_process(birth)
+    keep_memory()
     memory = Board(board, job.threads)
     os.close(board)
     data, control, stacks = _lift(data), _lift(control), _lift(stacks)
