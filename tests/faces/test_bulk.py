@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 from mpms.config import PoolConfig
 from mpms.errors import TaskCancelled
 from mpms.faces.bulk import Bulk
@@ -35,9 +37,17 @@ class Engine:
         self.cancelled.append(task)
         return False
 
-    def run(self, task: int) -> None:
+    def run(self, task: int, function: Callable[[Any], Any] = str) -> None:
         args, ticket = self.tasks[TaskId(task)]
-        ticket.settle(Returned(Each(str)(*args)))
+        ticket.settle(Returned(Each(function)(*args)))
+
+    def run_all(self, function: Callable[[Any], Any]) -> list[list[Any]]:
+        """Also those that are submitted meanwhile. The items of each."""
+        done = 0
+        while done < len(self.tasks):
+            done += 1
+            self.run(done, function)
+        return [args[0] for args, _ in self.tasks.values()]
 
     def give_up(self, task: int) -> None:
         self.tasks[TaskId(task)][1].settle(Cancelled(TaskCancelled("it was cancelled")))
@@ -45,7 +55,7 @@ class Engine:
 
 def bulk_of(engine: Engine, source: Any, **options: Any) -> Bulk:
     config = PoolConfig(processes=1, threads=1)
-    return Bulk(engine, config, str, source, chunksize=1, **{"eager": True} | options)  # type: ignore[arg-type]
+    return Bulk(engine, config, str, source, **{"chunksize": 1, "eager": True} | options)  # type: ignore[arg-type]
 
 
 def test_what_is_being_submitted_when_it_is_closed_is_cancelled_too() -> None:
@@ -109,3 +119,42 @@ def test_what_comes_out_of_order_is_given_in_order_or_as_it_came() -> None:
         for task in (3, 1, 2):
             engine.run(task)
         assert take(bulk) == expected
+
+
+# Sizes
+
+
+def sizes(chunks: list[list[Any]]) -> list[int]:
+    return [sum(map(len, chunk)) for chunk in chunks]
+
+
+@pytest.mark.parametrize(("item", "function"), [(b"b" * 100_000, len), ("s" * 100_000, len), (1, bool)])
+def test_a_chunk_has_a_megabyte_of_items_and_values(item: Any, function: Callable[[Any], Any]) -> None:
+    engine = Engine()
+    bulk_of(engine, [item] * 200, chunksize=None).feed()
+    chunks = engine.run_all(lambda _: bytes(100_000) if item == 1 else function(item))
+    assert sum(map(len, chunks)) == 200
+    assert max(map(len, chunks)) == 10
+
+
+def test_so_has_one_of_items_that_are_pickled_one_by_one() -> None:
+    engine = Engine()
+    bulk_of(engine, [(b"b" * 50_000, b"c" * 50_000)] * 200, chunksize=None).feed()
+    chunks = engine.run_all(len)
+    assert sum(map(len, chunks)) == 200
+    assert max(map(len, chunks)) == 10
+
+
+def test_chunks_of_items_that_are_larger_than_those_before_are_divided() -> None:
+    engine = Engine()
+    bulk_of(engine, [b"small"] * 10_000 + [b"b" * 300_000] * 20 + [b"x" * 5_000_000] * 3, chunksize=None).feed()
+    chunks = engine.run_all(len)
+    assert sum(map(len, chunks)) == 10_023
+    assert max(map(len, chunks)) > 100
+    assert all(size <= 2 << 20 or len(chunk) == 1 for size, chunk in zip(sizes(chunks), chunks, strict=True))
+
+
+def test_a_chunk_of_as_many_items_as_the_user_says_is_not_divided() -> None:
+    engine = Engine()
+    bulk_of(engine, [b"b" * 300_000] * 20, chunksize=20).feed()
+    assert sizes(engine.run_all(len)) == [6_000_000]

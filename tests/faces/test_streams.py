@@ -169,6 +169,16 @@ def test_an_endless_iterable_is_read_a_few_chunks_ahead_by_default(pool: MPMS) -
     results.close()  # type: ignore[attr-defined]
 
 
+def test_an_endless_iterable_of_large_items_is_read_some_megabytes_ahead(method: str) -> None:
+    source = Counted()
+    with MPMS(len, processes=2, threads=2, start_method=method) as pool:  # type: ignore[arg-type]
+        results = pool.map(None, map(b"%100000d".__mod__, source))
+        for taken in range(1, 3000):
+            assert next(results) == 100_000
+            assert (source.read - taken) * 100_000 <= 30e6
+        results.close()  # type: ignore[attr-defined]
+
+
 def test_a_slow_iterable_keeps_results_waiting_for_one_item_at_the_most(method: str) -> None:
     taken = list[int]()
 

@@ -53,7 +53,7 @@ def open_whole(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
 
 
 def packed(items: Any, *, star: bool = False, exact: bool = False) -> Packed:
-    chunk, problems = pack(list(items), star=star, exact=exact)
+    chunk, problems, _ = pack(list(items), star=star, exact=exact)
     assert not problems
     return chunk
 

@@ -145,7 +145,7 @@ def test_a_task_in_a_file_arrives_between_the_others(
     link, peer = pair
     if refused:
         monkeypatch.setattr("mpms.local.link.send_file", refuse)
-    file = pack([b"file" * 100_000])
+    file = pack([b"file" * 150_000])
     assert isinstance(file, MemoryFile)
     link.send_tasks([plain(1, b"one"), (2, (file, None)), plain(3, b"three"), (4, (file, None))])
     got: list[Message] = []
@@ -155,7 +155,7 @@ def test_a_task_in_a_file_arrives_between_the_others(
         messages, _ = receiver.read()
         got += [(kind, number, bytes(payload)) for kind, number, payload in single(messages)]
         link.flush()
-    assert got == [(TASK, 1, b"one"), (TASK, 2, b"file" * 100_000), (TASK, 3, b"three"), (TASK, 4, b"file" * 100_000)]
+    assert got == [(TASK, 1, b"one"), (TASK, 2, b"file" * 150_000), (TASK, 3, b"three"), (TASK, 4, b"file" * 150_000)]
     assert not link.wants_write
 
 

@@ -276,7 +276,7 @@ def test_a_load_that_asks_for_the_end_of_the_process_has_it(stage: NewStage) -> 
 
 def send_chunk(slots: Stage, seq: int, items: list[Any], *, exact: bool = True) -> None:
     """To a worker whose function is for chunks."""
-    packed, problems = pack(items, star=False, exact=exact)
+    packed, problems, _ = pack(items, star=False, exact=exact)
     assert not problems
     slots.send(seq, args=packed)
 

@@ -2,7 +2,8 @@
 
     source ─▶ feed ─▶ engine ─▶ settle ─▶ pieces, by place ─▶ values, or pairs
 
-- The size of chunks follows the time that items are measured to take. A worker hands a chunk that takes too long back.
+- The size of chunks follows the time and the bytes that items are measured to take. A worker hands a chunk that takes
+  too long back.
 - Of a chunk whose worker ends, the items that may have started have that outcome; the others go on in a new one.
 - The source is read by who iterates, in its thread, and only so far ahead as the bound allows.
 """
@@ -33,6 +34,9 @@ _CHUNK_SECONDS = 0.004
 _CHUNK_MOST = 10_000
 """Items of a chunk. Measured, 200,000 that do nothing: 28 ms in tens of thousands, 33 in chunks of 50,000, for which
 parent and workers wait in turn, and 34 in chunks of 2,500."""
+
+_CHUNK_BYTES = 1 << 20
+"""Bytes of the items of a chunk and of their values: so its size is bounded where quick calls take or return much."""
 
 _GROWTH = 16  # of chunks in one step, so that some quick items in front of slow ones don't mislead
 
@@ -163,7 +167,7 @@ class Bulk:
             for at, item in enumerate(items):
                 self._send_single(place + at, item, self._config.retries)
             return
-        packed, problems = pack(items, star=self._star, exact=self._exact)
+        packed, problems, size = pack(items, star=self._star, exact=self._exact)
         if problems:
             for at, item in enumerate(items):
                 if at in problems:
@@ -171,9 +175,14 @@ class Bulk:
                 else:
                     self._send_single(place + at, item, self._config.retries)
             return
+        if size > 2 * _CHUNK_BYTES and len(items) > 1 and self._chunksize is None:  # those before were smaller
+            half = len(items) // 2
+            self._send(place, items[:half])
+            self._send(place + half, items[half:])
+            return
         # The engine must not run it again as a whole: some of it has been done.
         options = TaskOptions(retries=0) if self._config.retries else None
-        self._submit(_Ticket(self, place, items), packed, options, each=True)
+        self._submit(_Ticket(self, place, items, size=size), packed, options, each=True)
 
     def _send_single(self, place: int, item: Any, retries: int, *earlier: BaseException) -> None:
         options = TaskOptions(retries=retries) if retries != self._config.retries else None
@@ -206,7 +215,7 @@ class Bulk:
             if ticket.single:
                 self._arrive(place, items, [outcome.value])
             else:
-                self._settle_chunk(place, items, outcome.value)
+                self._settle_chunk(place, items, outcome.value, ticket.size)
         elif isinstance(outcome, Crashed | TimedOut) and not ticket.single:
             self._settle_crash(place, items, outcome)
         else:
@@ -219,11 +228,11 @@ class Bulk:
         if self._eager:
             self.feed()
 
-    def _settle_chunk(self, place: int, items: list[Any], chunk: Chunk) -> None:
+    def _settle_chunk(self, place: int, items: list[Any], chunk: Chunk, size: int) -> None:
         values, errors = chunk.load()
         done = len(values)
         if done:
-            self._learn(chunk.seconds / done)
+            self._learn(chunk.seconds / done, size / len(items) + chunk.size / done)
         begin, failed = 0, bool(errors)
         for at, (error, asks_for_retry) in errors.items():
             if asks_for_retry and self._config.retries:
@@ -252,10 +261,11 @@ class Bulk:
                 self._arrive(place + at, [items[at]], [_Failure(error)], failed=True)
         self._send(place + begun, items[begun:])
 
-    def _learn(self, seconds: float) -> None:
-        wanted = int(_CHUNK_SECONDS / seconds) if seconds > 0 else _CHUNK_MOST
+    def _learn(self, seconds: float, size: float) -> None:
+        """So long an item takes, and so many bytes."""
+        wanted = min(_CHUNK_SECONDS / max(seconds, 1e-9), _CHUNK_BYTES / max(size, 1.0), _CHUNK_MOST)
         with self._changed:
-            self._size = max(1, min(wanted, self._size * _GROWTH, _CHUNK_MOST))
+            self._size = max(1, min(int(wanted), self._size * _GROWTH))
 
     def _arrive(self, place: int, items: list[Any], values: list[Any], *, failed: bool = False) -> None:
         if items:
@@ -398,14 +408,22 @@ def _pairs(items: list[Any], values: list[Any]) -> Iterator[tuple[Any, Any]]:
 class _Ticket:
     """Items that the engine has: a chunk, or a single one that is a task of its own."""
 
-    __slots__ = ("_bulk", "earlier", "items", "place", "single")
+    __slots__ = ("_bulk", "earlier", "items", "place", "single", "size")
 
     def __init__(
-        self, bulk: Bulk, place: int, items: list[Any], *, single: bool = False, earlier: tuple[BaseException, ...] = ()
+        self,
+        bulk: Bulk,
+        place: int,
+        items: list[Any],
+        *,
+        size: int = 0,
+        single: bool = False,
+        earlier: tuple[BaseException, ...] = (),
     ) -> None:
         self._bulk = bulk
         self.place = place
         self.items = items
+        self.size = size  # of a chunk, in bytes
         self.single = single
         self.earlier = earlier
 

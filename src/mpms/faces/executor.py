@@ -196,9 +196,9 @@ class Executor(Calls, concurrent.futures.Executor):
         results; with ``buffersize`` only so many items are read before their results are taken, by who takes them. An
         exception of an item is raised at its place, and ends the iteration.
 
-        ``chunksize``: how many items go to a worker at a time; ``"auto"``, as many as take some milliseconds, as
-        measured. Each has an outcome of its own in any case: one that raises, or ends its worker, doesn't take along
-        those of its chunk that had not started.
+        ``chunksize``: how many items go to a worker at a time; ``"auto"``, as many as take some milliseconds, or a
+        megabyte, as measured. Each has an outcome of its own in any case: one that raises, or ends its worker, doesn't
+        take along those of its chunk that had not started.
 
         Raises ``concurrent.futures.TimeoutError`` in the iteration when a result isn't there ``timeout`` seconds after
         this call.

@@ -116,9 +116,9 @@ class Streams(Calls, Generic[R]):
         allows: ``buffersize`` items whose results it hasn't taken; ``None``: as many as keep all threads busy.
         ``next`` blocks until the next result is there; once one is, it waits for a slow iterable no more than one item.
 
-        ``chunksize`` is how many items go to a worker at a time; ``"auto"``: as many as take some milliseconds, as
-        measured. Each has its own outcome in any case: one that raises, hangs or ends its worker doesn't take along
-        those of its chunk that had not started.
+        ``chunksize`` is how many items go to a worker at a time; ``"auto"``: as many as take some milliseconds, or a
+        megabyte, as measured. Each has its own outcome in any case: one that raises, hangs or ends its worker doesn't
+        take along those of its chunk that had not started.
 
         An item's error is raised at its place, and ends the iteration; without ``raise_errors`` it is yielded. So is
         what pickling an item raises. When the iteration ends early, or is closed, what has not started is cancelled.

@@ -339,12 +339,12 @@ class LocalEngine:
 
     def _set_limit(self) -> None:
         """So many tasks may come before it is to be asked again: then a single comparison does for each."""
+        ledger = self._machine.ledger
+        limit, late = ledger.submitted + self._bound + self._slack - ledger.waiting, self._delivery_is_late()
+        if self._last + self._bound // 2 < self._limit <= limit and not late:
+            return  # enough for now: who has the lock may be in `ring`, by which he has woken us
         with self._lock:
-            if self._closed or self._breakage is not None or self._delivery_is_late():
-                self._limit = 0
-            else:
-                ledger = self._machine.ledger
-                self._limit = ledger.submitted + self._bound + self._slack - ledger.waiting
+            self._limit = 0 if self._closed or self._breakage is not None or late else limit
 
     def _refusal(self) -> BaseException:
         if self._breakage is not None:
