@@ -202,6 +202,24 @@ def test_a_slow_collector_makes_put_wait_and_memory_is_bounded(method: str) -> N
     assert pool.finish_count == 20_000
 
 
+def test_large_results_that_wait_for_a_slow_collector_make_put_wait_sooner(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpms.local.engine._UNDELIVERED_BYTES", 10 << 20)
+    go_on = threading.Event()
+    pool = MPMS(bytes, lambda meta, result: go_on.wait(), 1, 2, start_method=method)
+    putting = threading.Thread(target=lambda: [pool.put(1 << 20) for _ in range(500)], daemon=True)
+    putting.start()
+    assert _is_at_rest(lambda: pool.total_count)
+    assert putting.is_alive()
+    # Ten that wait and one that the collector has; what waits for a thread, and what is on its way.
+    assert 11 <= pool.total_count <= 11 + pool.task_queue_maxsize + 100 < 500
+    go_on.set()
+    putting.join(60)
+    pool.join()
+    assert pool.finish_count == 500
+
+
 def test_without_a_collector_put_does_not_wait_for_the_reader(method: str, caplog: pytest.LogCaptureFixture) -> None:
     """Programs put all, and then iterate. The log tells of it."""
     with MPMS(abs, processes=1, threads=1, start_method=method) as pool:

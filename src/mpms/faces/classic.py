@@ -258,9 +258,10 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
     def put(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Accept a task: ``worker(*args, **kwargs)`` will be called in a thread of a worker.
 
-        Blocks while ``task_queue_maxsize`` tasks wait, or as many results wait for a slow collector; never in the
-        collector itself. Raises what pickling the arguments raises, ``RuntimeError`` after :meth:`close`, and
-        ``PoolBroken`` when no worker can be started; the task is not accepted then.
+        Blocks while ``task_queue_maxsize`` tasks wait, or as many results wait for a slow collector (or 1,000, if that
+        is more; or 256 MiB of large ones); never in the collector itself. Raises what pickling the arguments raises,
+        ``RuntimeError`` after :meth:`close`, and ``PoolBroken`` when no worker can be started; the task is not accepted
+        then.
         """
         if not self._started:
             self._start_unless_started()

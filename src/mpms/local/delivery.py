@@ -17,7 +17,7 @@ from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
 from ..wire.failures import load_error
-from ..wire.messages import RETURNED
+from ..wire.messages import RETURNED, SMALL
 from ..wire.pickling import load
 from .evidence import Who
 from .records import Record, shown
@@ -46,6 +46,8 @@ class Delivery:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._earlier: dict[TaskId, list[Maker]] = {}  # how earlier attempts ended; of the few that were retried
         self._count = 0
+        self.bytes = 0
+        """Of large results, those of which the sink has taken or refused."""
         self._name = name
         self.thread = self._new_thread()
 
@@ -96,7 +98,12 @@ class Delivery:
 
     def _take_out(self, outcomes: Iterable[tuple[TaskId, tuple[int, bytes] | Maker]]) -> Iterator[Delivered]:
         for task, what in outcomes:
-            outcome = self.open(*what) if isinstance(what, tuple) else what(self.who(task))
+            if isinstance(what, tuple):
+                outcome = self.open(*what)
+                if len(what[1]) > SMALL:
+                    self.bytes += len(what[1])
+            else:
+                outcome = what(self.who(task))
             if self._earlier:
                 self._add_attempts(task, outcome)
             record = self._records.pop(task, None)

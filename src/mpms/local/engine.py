@@ -40,7 +40,7 @@ from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
 from ..outcome import Broken
 from ..wire.files import Payload, pack
 from ..wire.frames import keep_memory
-from ..wire.messages import Call, Job
+from ..wire.messages import SMALL, Call, Job
 from ..wire.pickling import dump_call, dump_for_child
 from . import exits
 from .delivery import Delivery, Results
@@ -67,6 +67,9 @@ _PORTION = 4096
 _UNDELIVERED_LEAST = 1000
 """How many results may wait for a slow collector at the least, before ``submit`` waits for it."""
 
+_UNDELIVERED_BYTES = 1 << 28
+"""And how many bytes of large ones, at the most."""
+
 
 class LocalEngine:
     """See :class:`mpms.engine.Engine`. ``bounded``: the sink takes outcomes at once, so those that wait are bounded.
@@ -90,6 +93,7 @@ class LocalEngine:
         self._bound = config.max_pending or sys.maxsize
         self._limit = 0  # how many tasks may have been accepted in all; 0: ask, see `_admit`
         self._undelivered_bound = max(_UNDELIVERED_LEAST, self._bound) if bounded else sys.maxsize
+        self._bytes_bound = _UNDELIVERED_BYTES if bounded else sys.maxsize
         self._machine = PoolMachine(_limits(config))
         self._records: dict[TaskId, Record] = {}
         self._inbox: deque[TaskId] = deque()
@@ -118,6 +122,7 @@ class LocalEngine:
         self._waiters = 0
         self._slack = 0  # tasks that may wait beyond the bound, for they are done in no time
         self._done = self._failed = self._taken = 0  # settled with a value, without one, delivered
+        self._bytes = 0  # of large results, that have come
         self._started = 0.0
         self._ended: float | None = None
 
@@ -335,7 +340,10 @@ class LocalEngine:
         return threading.current_thread() is not self._delivery.thread  # which would wait for itself
 
     def _delivery_is_late(self) -> bool:
-        return self._done + self._failed - self._taken >= self._undelivered_bound
+        return (
+            self._done + self._failed - self._taken >= self._undelivered_bound
+            or self._bytes - self._delivery.bytes >= self._bytes_bound
+        )
 
     def _set_limit(self) -> None:
         """So many tasks may come before it is to be asked again: then a single comparison does for each."""
@@ -396,6 +404,7 @@ class LocalEngine:
     def settled(self, results: Results, raised: int) -> None:
         self._failed += raised
         self._done += len(results) - raised
+        self._bytes += sum([len(payload) for _, (_, payload) in results if len(payload) > SMALL])
         self._results.append(results)
         if self._delivery_is_late():
             self._limit = 0
