@@ -47,7 +47,7 @@ class Delivery:
         self._earlier: dict[TaskId, list[Maker]] = {}  # how earlier attempts ended; of the few that were retried
         self._count = 0
         self.bytes = 0
-        """Of large results, those of which the sink has taken or refused."""
+        """Of large results, that were handed to the sink."""
         self._name = name
         self.thread = self._new_thread()
 
