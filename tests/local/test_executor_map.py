@@ -455,7 +455,7 @@ def test_a_crash_of_quick_items_costs_few_that_had_not_started(method: Any, tmp_
     lost = [item for item, value in enumerate(got) if isinstance(value, WorkerCrashed)]
     assert [value for value in got if type(value) is int] == [*range(lost[0]), *range(lost[-1] + 1, 40_000)]
     assert lost == [*range(lost[0], lost[-1] + 1)]
-    assert lost[0] <= 20_000 <= lost[-1] < 21_000
+    assert lost[0] <= 20_000 <= lost[-1] < 23_000  # 40 µs of quick items, of a chunk of 10,000
     assert noted(path) == ["20000"]
 
 

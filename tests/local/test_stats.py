@@ -69,7 +69,7 @@ def test_the_figures_add_up_at_every_moment_while_tasks_run_fail_and_crash(metho
     assert last.failed >= 600
     assert last.undelivered == 0
     assert last.crashes == {"exit 3": 4}
-    assert last.starts >= 6
+    assert last.starts >= 5  # the last one may have been needed no more
 
 
 def test_what_was_just_put_is_queued_while_no_worker_is_up(method: str, stage: Stage) -> None:
