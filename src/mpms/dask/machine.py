@@ -70,6 +70,8 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
         self._outcomes: list[tuple[_Lease, TaskId, Outcome | GivenBack]] = []  # appended to by the delivery thread
         self._claims: list[tuple[str, asyncio.Future[bool]]] = []
         self._claiming = self._posting = self._woken = False
+        self.leaving = False
+        """Whether the Dask worker is to end, though tasks run."""
         self._tasks: dict[TaskId, TaskId] = {}  # number with the client → number in the pool
         self._coming: set[TaskId] = set()  # of parcels that are being claimed
         self._unwanted: set[TaskId] = set()  # of these, those that were cancelled meanwhile
@@ -82,6 +84,7 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
 
     async def teardown(self, worker: Worker) -> None:
         if len(self._pool.pending()):
+            self.leaving = True
             self._pool.stop(0.0)
         else:
             self._pool.close()
@@ -282,8 +285,14 @@ class _Ticket:
         self.task = task
 
     def settle(self, outcome: Outcome) -> None:
-        given_back = self.lease.gives_back and isinstance(outcome, Cancelled) and not outcome.error.started
-        self.lease.machine.settle(self.lease, self.task, GivenBack() if given_back else outcome)
+        machine = self.lease.machine
+        if isinstance(outcome, Cancelled) and (self.lease.gives_back or machine.leaving):
+            if not outcome.error.started:
+                machine.settle(self.lease, self.task, GivenBack())
+                return
+            if machine.leaving:
+                return  # it is lost with the machine, of which the client hears
+        machine.settle(self.lease, self.task, outcome)
 
 
 class _Unopened(Delivery):
