@@ -72,6 +72,8 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
         self._claiming = self._posting = self._woken = False
         self.leaving = False
         """Whether the Dask worker is to end, though tasks run."""
+        self.stopped = False
+        """Whether the client has stopped all."""
         self._tasks: dict[TaskId, TaskId] = {}  # number with the client → number in the pool
         self._coming: set[TaskId] = set()  # of parcels that are being claimed
         self._unwanted: set[TaskId] = set()  # of these, those that were cancelled meanwhile
@@ -248,6 +250,7 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
                 self._unwanted.add(task)
 
     def stop(self) -> None:
+        self.stopped = True
         self._pool.stop(0.0)
 
     def workers(self) -> list[WorkerInfo]:
@@ -286,12 +289,12 @@ class _Ticket:
 
     def settle(self, outcome: Outcome) -> None:
         machine = self.lease.machine
-        if isinstance(outcome, Cancelled) and (self.lease.gives_back or machine.leaving):
-            if not outcome.error.started:
+        if isinstance(outcome, Cancelled):
+            if outcome.error.started and not machine.stopped:
+                return  # lost with the machine, which leaves; the client hears of that
+            if not outcome.error.started and (self.lease.gives_back or machine.leaving):
                 machine.settle(self.lease, self.task, GivenBack())
                 return
-            if machine.leaving:
-                return  # it is lost with the machine, of which the client hears
         machine.settle(self.lease, self.task, outcome)
 
 
