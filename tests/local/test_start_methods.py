@@ -257,7 +257,8 @@ def append(numbers: Any, number: int) -> tuple[int, bool]:
 
 def test_the_authentication_key_is_that_of_the_parent(any_method: str) -> None:
     """So that tasks may use a Manager."""
-    with multiprocessing.Manager() as manager:
+    # By fork: with Python 3.14's own way, a server of multiprocessing would be left.
+    with multiprocessing.get_context("fork").Manager() as manager:
         numbers = manager.list()
         with MPMS(append, processes=1, threads=1, start_method=any_method) as pool:
             pool.put(numbers, 1)
