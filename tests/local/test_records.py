@@ -12,7 +12,7 @@ import pytest
 from mpms import MPMS
 from mpms.local.records import record_of, shown, ticket_of
 
-from .helpers import meet, meeting, until
+from .helpers import at_full_strength, meet, meeting, until
 
 
 def test_a_record_has_what_is_shown_of_a_task() -> None:
@@ -42,12 +42,13 @@ def test_tasks_that_have_to_wait_wake_nobody(any_method: Any) -> None:
         guest = place.arrive()
         pool.put(place.address)
         until(lambda: pool.stats().queued == 1)
+        at_full_strength(pool)  # word of a birth wakes it, too, and may be late
         before = len(pool.story())
         for _ in range(20):
             pool.put(place.address)
             threading.Event().wait(0.002)  # in which the supervisor would take it in
         assert pool.stats().queued == 21
-        assert len(pool.story()) < before + 10  # something else may wake it now and then, like a late word of a birth
+        assert len(pool.story()) <= before + 1  # it may just have been falling asleep
         guest.release()
         for _ in range(21):
             place.arrive().release()

@@ -48,7 +48,7 @@ def test_the_figures_add_up_at_every_moment_while_tasks_run_fail_and_crash(metho
         looking.start()
         try:
             for number in range(6000):
-                way = "exit" if number % 1500 == 700 else "raise" if number % 10 == 0 else ""
+                way = "exit" if number % 1000 == 700 and number < 4000 else "raise" if number % 10 == 0 else ""
                 pool.put(number, way)
             pool.join()
         finally:
@@ -69,7 +69,7 @@ def test_the_figures_add_up_at_every_moment_while_tasks_run_fail_and_crash(metho
     assert last.failed >= 600
     assert last.undelivered == 0
     assert last.crashes == {"exit 3": 4}
-    assert last.starts >= 5  # the last one may have been needed no more
+    assert last.starts >= 6  # many tasks come after the last crash
 
 
 def test_what_was_just_put_is_queued_while_no_worker_is_up(method: str, stage: Stage) -> None:
