@@ -85,7 +85,14 @@ bench-self: ## this checkout beside another revision (BASE=REV); fails if it has
 
 bench-growth: ## how mpms grows with processes, threads, waiting tasks and sizes: benchmarks/results/growth.*
 	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.installed-bench
-	.venv-bench/bin/python -m benchmarks.growth $(BENCH_ARGS)
+	@set -e; free=$$(tools/pythons | awk '$$1 ~ /t$$/ { sub(/^[^ ]+ /, ""); print; exit }'); \
+	if test -n "$$free"; then \
+	    $(MAKE) --no-print-directory VENV=.venv-bench-t PYTHON="$$free" .venv-bench-t/.installed; \
+	    set -- --free-threaded .venv-bench-t/bin/python; \
+	else \
+	    echo "bench-growth: there is no free-threaded Python on PATH: without its curves"; set --; \
+	fi; \
+	.venv-bench/bin/python -m benchmarks.growth "$$@" $(BENCH_ARGS)
 
 bench-micro: ## the hot functions alone, by pyperf
 	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.installed-bench
@@ -97,7 +104,7 @@ environments-bench:
 	@$(MAKE) --no-print-directory VENV=.venv-bench-2.6 PYTHON=.venv-bench/bin/python .venv-bench-2.6/.installed-2.6
 
 clean: ## remove what make made
-	rm -rf .venv .venv-3.* .venv-bench .venv-bench-2.6 build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.* .venv-bench .venv-bench-2.6 .venv-bench-t build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps say what is done: bin/python exists before pip does, if the making was interrupted.

@@ -1,15 +1,18 @@
 """How mpms grows: with its processes, its threads, the tasks that wait and what is sent. ``make bench-growth``.
 
 Each point is a process of its own, as all measurements; ``docs/performance.md`` has the picture and what it means.
+Where there is an interpreter without a GIL, processes and threads are measured with that one, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
 import pickle
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +27,7 @@ from .lines import Panel, svg
 from .measuring import Run, Tally
 from .options import names_of
 from .processes import pss, rss, tree
+from .runner import ROOT, Bench, calibrate, measure
 from .system import QUEUE, Shape
 
 __all__ = ["SERIES", "Series", "main", "measure_of"]
@@ -40,6 +44,17 @@ class Series:
     points: Sequence[int]
     figures: Sequence[Figure]
     measure: Callable[[Run, int], None]
+    free_threaded: bool = False
+    """Whether it is measured without a GIL, too."""
+
+    def columns(self, points: Mapping[int, Mapping[str, float]]) -> list[list[Figure]]:
+        """Each figure, with what was measured of it without a GIL."""
+        there = {key for values in points.values() for key in values}
+        return [[f for f in (figure, _without_gil(figure)) if f is figure or f.key in there] for figure in self.figures]
+
+
+def _without_gil(figure: Figure) -> Figure:
+    return dataclasses.replace(figure, key=f"{figure.key}, no GIL", unit="the same without a GIL")
 
 
 # What is measured at a point
@@ -73,12 +88,17 @@ def _of_shape(run: Run, shape: Shape) -> None:
 
 def _processes(run: Run, count: int) -> None:
     _of_shape(run, Shape(processes=count, threads=4))
-    burns = _rate(run, tasks.burn, run.loops, Shape(processes=count, threads=1), least=8 * count, window=256)
-    run.record(cpu=burns)
+    _burns(run, Shape(processes=count, threads=1))
 
 
 def _threads(run: Run, count: int) -> None:
     _of_shape(run, Shape(processes=2, threads=count))
+    _burns(run, Shape(processes=1, threads=count))
+
+
+def _burns(run: Run, shape: Shape) -> None:
+    least = 8 * shape.processes * shape.threads
+    run.record(cpu=_rate(run, tasks.burn, run.loops, shape, least=least, window=max(256, least)))
 
 
 def _waiting(run: Run, count: int) -> None:
@@ -130,13 +150,15 @@ SERIES: dict[str, Series] = {
         (1, 2, 3, 4, 6, 8, 12, 16),
         (_RATE, _SHARE, Figure("cpu", "2-ms tasks that compute, per second, one thread each", "more"), _PSS),
         _processes,
+        free_threaded=True,
     ),
     "threads": Series(
         "Threads in each of two processes",
         "threads per process",
         (1, 2, 4, 8, 16, 32, 64, 100, 200),
-        (_RATE, _SHARE, _PSS),
+        (_RATE, _SHARE, Figure("cpu", "2-ms tasks that compute, per second, one process", "more"), _PSS),
         _threads,
+        free_threaded=True,
     ),
     "waiting": Series(
         "Tasks that wait",
@@ -172,13 +194,13 @@ def measure_of(scenario: str) -> Callable[[Run], None] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from .__main__ import about, say
-    from .runner import ROOT, Bench, calibrate, measure
+    from .__main__ import about
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description="how mpms grows")
     parser.add_argument("--series", type=names_of(SERIES), default=tuple(SERIES), metavar="A,B", help="only these")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="3")
     parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="how long to measure each time: 0.5")
+    parser.add_argument("--free-threaded", type=Path, metavar="PATH", help="a Python without a GIL, measured beside")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/growth", metavar="PATH")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: draw OUTPUT.json anew")
     options = parser.parse_args(arguments)
@@ -193,17 +215,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     bench = Bench(seconds=options.seconds, loops=calibrate())
     described = about(options.rounds, bench.seconds)
-    seen: dict[tuple[str, int], list[Mapping[str, float]]] = {}
-    points = [(name, x) for name in options.series for x in SERIES[name].points]
-    start = time.monotonic()
-    for number in range(options.rounds):
-        for name, x in points if number % 2 == 0 else reversed(points):
-            measurement = measure(bench, f"{name}={x}", "mpms", deadline=90.0)
-            seen.setdefault((name, x), []).append(measurement.figures)
-            say(f"{time.monotonic() - start:5.0f} s  {name}={x:<12,}", measurement)
+    other: Bench | None = None
+    if options.free_threaded:
+        described["free_threaded"], other = _free_threaded(bench, options.free_threaded)
+    seen = _measure_all(bench, other, options.series, options.rounds)
     series = {name: {x: _medians(seen[name, x]) for x in SERIES[name].points} for name in options.series}
     _write(described, series, path)
     return 0
+
+
+def _measure_all(
+    bench: Bench, free_threaded: Bench | None, series: Sequence[str], rounds: int
+) -> dict[tuple[str, int], list[Mapping[str, float]]]:
+    from .__main__ import say
+
+    seen: dict[tuple[str, int], list[Mapping[str, float]]] = {}
+    points = [(name, x) for name in series for x in SERIES[name].points]
+    start = time.monotonic()
+
+    def figures(bench: Bench, name: str, x: int, remark: str) -> Mapping[str, float]:
+        measurement = measure(bench, f"{name}={x}", "mpms", deadline=90.0)
+        say(f"{time.monotonic() - start:5.0f} s  {name}={x:<12,} {remark:<6}", measurement)
+        return measurement.figures
+
+    for number in range(rounds):
+        for name, x in points if number % 2 == 0 else reversed(points):
+            found = seen.setdefault((name, x), [])
+            found.append(figures(bench, name, x, ""))
+            if free_threaded and SERIES[name].free_threaded:
+                there = figures(free_threaded, name, x, "no GIL")
+                found.append({_without_gil(f).key: there[f.key] for f in SERIES[name].figures if f.key in there})
+    return seen
+
+
+def _free_threaded(bench: Bench, python: Path) -> tuple[str, Bench]:
+    """Which Python it is, and how it is measured: what computes for 2 ms takes other loops there."""
+    code = (
+        "import platform, sys; from benchmarks.runner import calibrate; "
+        "print(platform.python_version(), getattr(sys, '_is_gil_enabled', lambda: True)(), calibrate())"
+    )
+    done = subprocess.run([python, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    version, gil, loops = done.stdout.split()
+    if gil != "False":
+        raise SystemExit(f"--free-threaded: {python} has a GIL")
+    return f"CPython {version}", dataclasses.replace(bench, loops=int(loops), pythons={"bench": python})
 
 
 def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -227,7 +282,7 @@ def _panels(found: Found) -> Iterator[Panel]:
     for name, points in found.items():
         series = SERIES[name]
         together = name == "sizes"  # three curves that are to be compared
-        groups = [series.figures] if together else [[figure] for figure in series.figures]
+        groups = [series.figures] if together else series.columns(points)
         for figures in groups:
             curves = {
                 figure.unit: {x: values[figure.key] for x, values in points.items() if figure.key in values}
@@ -239,21 +294,23 @@ def _panels(found: Found) -> Iterator[Panel]:
 
 
 def _table(described: Mapping[str, Any], found: Found) -> Iterator[str]:
+    without_gil = f" and {described['free_threaded']} without a GIL" if "free_threaded" in described else ""
     yield (
-        f"{described['date']}, revision {described['revision']}, {described['python']}, {described['system']}, "
-        f"{described['processors']} processors; medians of {described['rounds']} rounds."
+        f"{described['date']}, revision {described['revision']}, {described['python']}{without_gil}, "
+        f"{described['system']}, {described['processors']} processors; medians of {described['rounds']} rounds."
     )
     for name, points in found.items():
         series = SERIES[name]
+        figures = [figure for column in series.columns(points) for figure in column]
         yield from (
             "",
             f"## {series.title}",
             "",
-            f"| {series.x} | " + " | ".join(f.unit for f in series.figures) + " |",
+            f"| {series.x} | " + " | ".join(f.unit for f in figures) + " |",
         )
-        yield "| ---: |" + " ---: |" * len(series.figures)
+        yield "| ---: |" + " ---: |" * len(figures)
         for x, values in points.items():
-            cells = [shown(values[figure.key]) if figure.key in values else "" for figure in series.figures]
+            cells = [shown(values[figure.key]) if figure.key in values else "" for figure in figures]
             yield f"| {x:,} | " + " | ".join(cells) + " |"
 
 

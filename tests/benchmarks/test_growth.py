@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,9 @@ from benchmarks.lines import Panel, svg
 from benchmarks.runner import Bench, Status, measure
 
 
-@pytest.mark.parametrize(("point", "figures"), [("threads=3", {"rate", "share"}), ("sizes=100", {"bytes", "floor"})])
+@pytest.mark.parametrize(
+    ("point", "figures"), [("threads=3", {"rate", "share", "cpu"}), ("sizes=100", {"bytes", "floor"})]
+)
 def test_a_point_has_its_figures(point: str, figures: set[str]) -> None:
     found = measure(Bench(seconds=0.01, deadline=60.0), point, "mpms")
     assert found.status is Status.OK, found.log
@@ -40,6 +43,26 @@ def test_it_is_drawn_anew_from_its_figures(tmp_path: Path) -> None:
             assert figure.unit in table
             assert figure.unit in drawing
     assert "| 268,435,456 | 537,000,000 |" in table
+
+
+def test_what_was_measured_without_a_gil_stands_beside_the_rest(tmp_path: Path) -> None:
+    points = {str(x): {"rate": 1000.0 * x, "rate, no GIL": 2000.0 * x} for x in SERIES["threads"].points}
+    about = {"date": "today", "revision": "r", "python": "p", "system": "s", "processors": 2, "rounds": 1}
+    path = tmp_path / "growth"
+    path.with_suffix(".json").write_text(
+        json.dumps({"about": {**about, "free_threaded": "CPython 3.99"}, "series": {"threads": points}})
+    )
+    assert main(["--redraw", "--output", str(path)]) == 0
+    table, drawing = path.with_suffix(".md").read_text(), path.with_suffix(".svg").read_text()
+    assert "p and CPython 3.99 without a GIL" in table
+    assert "| no-op tasks per second | the same without a GIL | 5-ms sleeps" in table
+    assert "| 200 | 200,000 | 400,000 |" in table
+    assert drawing.count("the same without a GIL") == 1
+
+
+def test_a_python_with_a_gil_is_no_free_threaded_one(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--free-threaded: .* has a GIL"):
+        main(["--free-threaded", sys.executable, "--output", str(tmp_path / "growth")])
 
 
 def test_curves_stay_within_their_panel() -> None:
