@@ -48,7 +48,6 @@ from .figures import Figures
 from .functions import Functions, Shipped
 from .launcher import Launcher, Shipment
 from .link import Link
-from .loop import Loop
 from .memory_watch import MemoryLimits
 from .records import Record, record_of, shown, ticket_of
 from .reports import Reporter
@@ -57,6 +56,7 @@ from .wakeup import WakeUp
 
 if TYPE_CHECKING:
     from ..figures import Stats, WorkerInfo, WorkerStacks
+    from .loop import Loop
 
 __all__ = ["LocalEngine", "job_of"]
 
@@ -131,6 +131,8 @@ class LocalEngine:
     def start(self) -> None:
         launcher = Launcher(self._shipment or self._ship())
         launcher.open()
+        from .loop import Loop  # here: the fork server comes up meanwhile, and the first result comes 1 ms earlier
+
         self._wakeup = WakeUp()
         self._loop = Loop(
             self._machine,
