@@ -296,7 +296,9 @@ def test_a_worker_killed_while_it_pickles_a_result_loses_that_one(method: str) -
     with meeting() as place, MPMS(big_and_slow, processes=1, threads=2, start_method=method) as pool:
         pool.put(0, place.address, 20_000_000)
         pool.put(1, place.address, 0)
-        os.kill(place.arrive().pid, signal.SIGKILL)
+        guest = place.arrive()
+        until(lambda: pool.finish_count == 1)
+        os.kill(guest.pid, signal.SIGKILL)
         pool.close()
         got = results(pool)
     assert isinstance(got[0], WorkerCrashed)
