@@ -280,12 +280,24 @@ def test_no_more_is_read_than_pre_dispatch_says(stage: Stage) -> None:
 # Workers
 
 
-def test_workers_stay_for_all_calls_within_one_parallel_config() -> None:
+def test_workers_stay_for_all_calls_within_one_parallel_config(stage: Stage) -> None:
+    def meet_the_other() -> object:
+        return stage.say_and_wait(os.getpid())
+
+    def let_them_go() -> None:
+        stage.hear(2)
+        stage.open()
+
+    opener = threading.Thread(target=let_them_go)
+    opener.start()
     with parallel_config(backend="mpms", n_jobs=2):
-        pids = [set(Parallel()(delayed(os.getpid)() for _ in range(20))) for _ in range(3)]
-        assert len(set.union(*pids)) == 2
+        both = set(Parallel(batch_size=1)(delayed(meet_the_other)() for _ in range(2)))
+        assert len(both) == 2
+        for _ in range(3):
+            assert set(Parallel()(delayed(os.getpid)() for _ in range(20))) <= both
         others = Parallel(n_jobs=3)(delayed(os.getpid)() for _ in range(20))
-        assert not set.union(*pids) & set(others)
+        assert not both & set(others)
+    opener.join()
 
 
 def test_a_call_of_its_own_leaves_no_workers() -> None:

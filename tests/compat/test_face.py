@@ -18,8 +18,9 @@ import pytest
 
 import mpms
 from mpms import MPMS, Meta, TaskCancelled, WorkerGracefulDie
+from mpms.core.messages import StopRequested
 
-from ..local.helpers import promised
+from ..local.helpers import PATIENCE, at_full_strength, promised
 from ..local.stage import Stage
 
 PARAMETERS_OF_2_6: dict[str, Any] = {
@@ -180,6 +181,7 @@ def test_titles_show_the_names_to_other_programs(any_method: str, stage: Stage) 
     with MPMS(stage.say_and_wait, processes=1, threads=1, name="N", start_method=any_method) as pool:
         pool.put()
         stage.hear()
+        at_full_strength(pool)  # a worker may speak before the word of its birth, with its pid, has come
         (process,) = pool.worker_processes_pool.values()
         title = Path(f"/proc/{process.pid}/cmdline").read_bytes().rstrip(b"\0").decode()
         threads = {path.read_text().strip() for path in Path(f"/proc/{process.pid}/task").glob("*/comm")}
@@ -372,6 +374,7 @@ def test_an_exception_in_the_block_stops_at_once_and_cancels_what_is_left(method
     with pytest.raises(ZeroDivisionError):
         leave_by_an_exception()
     assert time.monotonic() - began < promised(1.0)
+    pool.join()  # the stop waits for half a second only
     assert {type(result) for _, result in got} == {TaskCancelled}
     assert {args: result.started for args, result in got} == {
         (0,): True,
@@ -381,6 +384,31 @@ def test_an_exception_in_the_block_stops_at_once_and_cancels_what_is_left(method
         (4,): False,
     }
     assert pool.unfinished() == [((number,), {}) for number in range(5)]
+
+
+def test_unfinished_has_all_though_the_stop_returned_before_they_were_answered(
+    method: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpms.local.engine._ANSWER_SECONDS", PATIENCE)
+    pool = MPMS(stage.say_and_wait, processes=1, threads=1, start_method=method)
+    machine, go_on = pool._engine._machine, threading.Event()  # type: ignore[attr-defined]
+    handle = machine.handle
+
+    def handle_late(events: list[Any], now: float) -> Any:
+        if any(isinstance(event, StopRequested) for event in events):
+            go_on.wait(PATIENCE)
+        return handle(events, now)
+
+    machine.handle = handle_late
+    for number in range(4):
+        pool.put(number)
+    stage.hear()
+    assert not pool.graceful_shutdown(0.0)
+    late = threading.Timer(0.1, go_on.set)
+    late.start()
+    assert pool.unfinished() == [((number,), {}) for number in range(4)]
+    late.join()
+    pool.join()
 
 
 # Attributes
@@ -453,17 +481,19 @@ def test_a_collector_that_finds_no_task_left_has_the_last_one(method: str, stage
     assert left == list(range(999, -1, -1))
 
 
-def test_counts_are_read_without_a_lock_as_a_handler_of_a_signal_does(method: str) -> None:
+def test_counts_are_read_without_a_lock_as_a_handler_of_a_signal_does(method: str, stage: Stage) -> None:
     """It may come while the same thread is within ``put``."""
     counts: list[int] = []
-    with MPMS(abs, processes=1, threads=1, start_method=method) as pool:
+    with MPMS(stage.say_and_wait, processes=1, threads=1, start_method=method) as pool:
         pool.put(1)
+        stage.hear()  # it is held: no result comes between the two counts
         handler = threading.Thread(target=lambda: counts.extend([pool.total_count, len(pool) + pool.finish_count]))
         with pool._engine._lock:  # type: ignore[attr-defined]
             handler.start()
             handler.join(30)
             assert not handler.is_alive()
         assert counts == [1, 1]
+        stage.open()
 
 
 def test_finish_count_counts_the_result_that_the_collector_has_in_hand(method: str) -> None:
@@ -479,6 +509,7 @@ def test_worker_processes_pool_maps_names_to_processes(any_method: str, stage: S
         for _ in range(2):
             pool.put()
         stage.hear(2)
+        at_full_strength(pool)
         workers = dict(pool.worker_processes_pool)
         assert sorted(workers) == ["mpms-N-p1", "mpms-N-p2"]
         for name, worker in workers.items():
@@ -498,6 +529,7 @@ def test_a_worker_that_was_killed_shows_its_exitcode(method: str, stage: Stage) 
     with MPMS(stage.say_and_wait, processes=1, threads=1, start_method=method) as pool:
         pool.put()
         stage.hear()
+        at_full_strength(pool)
         (worker,) = pool.worker_processes_pool.values()
         os.kill(worker.pid, signal.SIGKILL)
         next(pool.iter_results())
@@ -513,6 +545,7 @@ def test_a_death_is_logged_with_the_health_of_the_pool(
             for _ in range(2):
                 pool.put()
             stage.hear(2)
+            at_full_strength(pool)
             os.kill(next(iter(pool.worker_processes_pool.values())).pid, signal.SIGKILL)
             next(pool.iter_results())
             stage.open()

@@ -254,16 +254,42 @@ def chunk_of(outcome: Outcome) -> Chunk:
     return outcome.value
 
 
+def submit_items(
+    engine: Engine, items: Sequence[Any], *, star: bool = False, **options: Any
+) -> Callable[[], tuple[list[Any], dict[int, tuple[BaseException, bool]]]]:
+    """As one chunk. What is returned waits for the values and errors of all: what a chunk that took its 50 ms has not
+    started goes into another one."""
+
+    def submit(begin: int) -> Slip:
+        slip = Slip()
+        engine.submit(packed(items[begin:], star=star), {}, each=True, ticket=slip, **options)
+        return slip
+
+    first = submit(0)
+
+    def load() -> tuple[list[Any], dict[int, tuple[BaseException, bool]]]:
+        values, errors = chunk_of(first.outcome()).load()
+        while (done := len(values)) < len(items):
+            more, failed = chunk_of(submit(done).outcome()).load()
+            assert more
+            values += more
+            errors |= {done + at: error for at, error in failed.items()}
+        return values, errors
+
+    return load
+
+
 def test_each_item_of_a_chunk_is_a_call(make: Make) -> None:
     engine, sink = make(tasks.invert)
-    engine.submit(packed([1, 2, 4]), {}, each=True)
-    engine.submit(packed([(1, 2), (3, 4)], star=True), {}, each=True, function=tasks.add)
-    engine.submit(packed(["a", "b"]), {}, each=True, function=lambda text: text * 2)
+    chunks = [
+        submit_items(engine, [1, 2, 4]),
+        submit_items(engine, [(1, 2), (3, 4)], star=True, function=tasks.add),
+        submit_items(engine, ["a", "b"], function=lambda text: text * 2),
+    ]
     engine.submit((4,), {})
+    assert [load() for load in chunks] == [([1.0, 0.5, 0.25], {}), ([3, 7], {}), (["aa", "bb"], {})]
     finish(engine)
-    outcomes = sink.outcomes()
-    assert [chunk_of(outcomes[TaskId(n)]).values for n in (1, 2, 3)] == [[1.0, 0.5, 0.25], [3, 7], ["aa", "bb"]]
-    assert outcomes[TaskId(4)] == Returned(0.25)
+    assert sink.outcomes() == {4: Returned(0.25)}
 
 
 def test_one_function_serves_for_chunks_and_for_single_tasks(make: Make) -> None:
@@ -272,23 +298,20 @@ def test_one_function_serves_for_chunks_and_for_single_tasks(make: Make) -> None
     def double(number: int) -> int:
         return number * 2
 
+    chunks, singles = [], {}
     for number in range(20):
-        engine.submit((number,), {}, function=double)
-        engine.submit(packed([number, number + 1]), {}, function=double, each=True)
+        singles[engine.submit((number,), {}, function=double)] = Returned(2 * number)
+        chunks.append(submit_items(engine, [number, number + 1], function=double))
+    assert [load() for load in chunks] == [([2 * number, 2 * number + 2], {}) for number in range(20)]
     finish(engine)
-    outcomes = sink.outcomes()
-    for number in range(20):
-        assert outcomes[TaskId(2 * number + 1)] == Returned(2 * number)
-        assert chunk_of(outcomes[TaskId(2 * number + 2)]).values == [2 * number, 2 * number + 2]
+    assert sink.outcomes() == singles
 
 
 def test_what_comes_of_the_items_of_a_chunk_is_apart(make: Make) -> None:
     engine, sink = make(tasks.picky)
-    slip = Slip()
-    engine.submit(packed(range(6)), {}, each=True, ticket=slip)
+    values, errors = submit_items(engine, range(6))()
     finish(engine)
     assert sink.delivered == []
-    values, errors = chunk_of(slip.outcome()).load()
     assert [values[at] for at in (0, 5)] == [[0], [5]]
     assert {at: type(error) for at, (error, _) in errors.items()} == {
         1: LookupError,
@@ -302,8 +325,9 @@ def test_what_comes_of_the_items_of_a_chunk_is_apart(make: Make) -> None:
 def test_an_empty_chunk_is_one_too(make: Make) -> None:
     engine, sink = make(tasks.give)
     engine.submit(packed([]), {}, each=True)
+    engine.submit(packed([1]), {}, each=True)
     finish(engine)
-    assert chunk_of(sink.outcomes()[TaskId(1)]).values == []
+    assert [chunk_of(sink.outcomes()[TaskId(n)]).values for n in (1, 2)] == [[], [1]]
 
 
 # Cancel

@@ -62,7 +62,7 @@ def test_a_task_that_hangs_on_a_machine_times_out_with_its_stack(make: Make, gat
     engine, sink = make(tasks.hold, task_timeout=0.3)
     held = gate()
     engine.submit((held.path,), {})
-    engine.submit((os.devnull, "fine"), {})
+    engine.submit((os.devnull, "fine"), {}, TaskOptions(timeout=PATIENCE))
     finish(engine)
     outcomes = sink.outcomes()
     outcome = outcomes[TaskId(1)]
@@ -117,6 +117,8 @@ def test_exceptions_of_the_user_that_are_retried_come_with_their_attempts(make: 
 
 
 def test_the_users_classes_are_not_loaded_by_the_dask_worker(make: Make, client: Client) -> None:
+    # Whoever asked it something before may have had it load this module, and so that one.
+    client.run(lambda: bool(__import__("sys").modules.pop("tests.dask.tasks", None)))
     engine, sink = make(tasks.raise_picky, process_initializer=Hook(tasks.note, (os.devnull, "x")))
     engine.submit(("text",), {})
     engine.submit((tasks.Picky("an argument"),), {})
@@ -243,10 +245,12 @@ def test_what_is_cancelled_while_a_machine_claims_it_never_runs(make: Make, gate
         until(lambda: sum(client.run(_unwanted_there).values()) == 1)
         claimed.open()
         canceller.join(PATIENCE)
+        accepted = sum(client.run(_accepted_there).values())
     finally:
         client.run(_hold_claims, None)
     finish(engine)
     assert answers == [True]
+    assert accepted == 0  # a pool that had it might start it
     assert isinstance(sink.outcomes()[task], Cancelled)
 
 
@@ -267,6 +271,11 @@ def _unwanted_there(dask_worker: Any) -> int:
     return sum(len(plugin._unwanted) for plugin in dask_worker.plugins.values() if isinstance(plugin, Machine))
 
 
+def _accepted_there(dask_worker: Any) -> int:
+    pools = [plugin._pool for plugin in dask_worker.plugins.values() if isinstance(plugin, Machine)]
+    return sum(pool.stats().submitted for pool in pools)
+
+
 def test_at_a_stop_machines_are_told_to_kill_what_runs(
     make: Make, gate: NewGate, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -282,6 +291,40 @@ def test_at_a_stop_machines_are_told_to_kill_what_runs(
     assert refused_by_dask(caplog) == []
 
 
+def test_a_machine_that_is_slow_to_end_leaves_nothing_on_the_scheduler(
+    make: Make, gate: NewGate, client: Client
+) -> None:
+    engine, _ = make(_same)
+    engine.submit((1,), {})
+    assert engine.wait_queued(PATIENCE)
+    ends = gate()
+    client.run(_hold_teardown, ends.path)
+    try:
+        engine.stop(0.0)
+        assert engine.wait_stopped(PATIENCE)
+        assert pools_on_scheduler(client) != []
+        ends.open()
+        until(lambda: pools_on_scheduler(client) == [])
+    finally:
+        client.run(_hold_teardown, None)
+
+
+def _hold_teardown(path: str | None) -> None:
+    """Have machines wait before they end their pools."""
+
+    async def teardown(machine: Machine, worker: Any) -> None:
+        await asyncio.to_thread(tasks.hold, path)
+        await teardown_at_once(machine, worker)
+
+    teardown_at_once = getattr(Machine.teardown, "teardown_at_once", Machine.teardown)
+    teardown.teardown_at_once = teardown_at_once  # type: ignore[attr-defined]
+    Machine.teardown = teardown if path else teardown_at_once  # type: ignore[method-assign]
+
+
+def pools_on_scheduler(client: Client) -> list[str]:
+    return [name for name in client.run_on_scheduler(_plugins_of_scheduler) if name.startswith("mpms")]
+
+
 def refused_by_dask(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What machines were asked to run, and Dask has not taken."""
     return [text for text in caplog.messages if text.startswith("broadcast to") and " failed" in text]
@@ -293,7 +336,10 @@ def _hold_or_same(value: Any) -> Any:
     return value
 
 
-def test_priorities_count(make: Make, gate: NewGate, client: Client, tmp_path: Path) -> None:
+def test_priorities_count(
+    make: Make, gate: NewGate, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "learn", lambda self, tasks, seconds: None)  # one task at a time is with Dask
     engine, _ = make(_call, processes=1, threads=1)
     held = gate()
     engine.submit((tasks.hold, held.path), {})
@@ -317,9 +363,10 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def test_stop_on_counts_the_failures_of_all_machines(make: Make) -> None:
-    engine, sink = make(tasks.raise_picky, processes=1, threads=1, stop_on=3)
+    engine, sink = make(tasks.raise_picky, start=False, processes=1, threads=1, stop_on=3)
     for number in range(100):
         engine.submit((str(number),), {})
+    engine.start()  # now: after three failures it accepts no more
     assert engine.wait_stopped(PATIENCE)  # without a close
     outcomes = sink.outcomes().values()
     assert len(outcomes) == 100
@@ -330,6 +377,7 @@ def test_stop_on_counts_the_failures_of_all_machines(make: Make) -> None:
 # Quick tasks
 
 
+@pytest.mark.alone  # two times are compared, and each of them has its own neighbours
 def test_quick_tasks_go_in_parcels_and_are_no_slower_than_those_of_the_client_itself(
     make: Make, client: Client
 ) -> None:
@@ -379,7 +427,7 @@ def test_several_pools_share_a_cluster(make: Make, client: Client) -> None:
         finish(engine)
         assert sink.outcomes() == {number + 1: Returned(number) for number in range(20)}
     assert [name for plugins in client.run(_plugins).values() for name in plugins if name.startswith("mpms")] == []
-    assert [name for name in client.run_on_scheduler(_plugins_of_scheduler) if name.startswith("mpms")] == []
+    assert pools_on_scheduler(client) == []
 
 
 def _plugins(dask_worker: Any) -> list[str]:
@@ -494,8 +542,9 @@ def test_a_scheduler_that_is_not_there_raises_at_the_start(monkeypatch: pytest.M
 
 
 def test_machines_that_cannot_load_the_function_break_the_pool(make: Make) -> None:
-    engine, sink = make(_NotThere(), max_start_failures=1)
+    engine, sink = make(_NotThere(), start=False, max_start_failures=1)
     engine.submit((), {})
+    engine.start()  # now: broken, it accepts none
     assert engine.wait_stopped(PATIENCE)
     assert isinstance(engine.broken, PoolBroken)
     assert "no_such_module" in str(engine.broken)
@@ -517,6 +566,7 @@ def test_a_worker_process_that_somebody_kills_is_replaced(make: Make, gate: NewG
     held = gate()
     engine.submit((tasks.hold, held.path), {})
     held.wait_for_task()
+    until(lambda: sink.delivered)
     [first] = [outcome.value for outcome in sink.outcomes().values() if isinstance(outcome, Returned)]
     os.kill(first, signal.SIGKILL)
     engine.submit((tasks.pid,), {})

@@ -476,6 +476,7 @@ def test_an_exception_in_the_block_stops_at_once(aio: Any, kind: Any, method: st
         assert [type(error) for error in errors] == [TaskCancelled]
 
     aio.run(main)
+    assert pool._engine.wait_stopped(PATIENCE)  # it had half a second only
     assert pool.workers() == []
 
 
@@ -491,6 +492,7 @@ def test_being_cancelled_while_leaving_stops_at_once(aio: Any, method: str, stag
             pool.put()
 
     aio.run(lambda: aio.cancelled_when(it_leaves, in_the_pool))
+    assert pool._engine.wait_stopped(PATIENCE)
     assert pool.workers() == []
     assert pool.unfinished() == [((), {})]
 
@@ -518,7 +520,7 @@ def test_being_cancelled_while_the_pool_starts_leaves_nothing_running(aio: Any) 
     aio.run(lambda: aio.cancelled_when(it_starts, in_the_pool))
     helper.join()
     assert pool.task_queue_closed
-    assert pool._engine.wait_stopped(0.0)
+    assert pool._engine.wait_stopped(PATIENCE)
 
 
 def test_a_coroutine_that_is_thrown_away_stops_its_pool(method: str) -> None:
@@ -540,6 +542,7 @@ def test_a_coroutine_that_is_thrown_away_stops_its_pool(method: str) -> None:
         coroutine.close()
 
     asyncio.run(main())
+    assert pool._engine.wait_stopped(PATIENCE)
     assert pool.workers() == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,13 @@ from mpms.faces.bulk import Bulk
 from mpms.ids import TaskId
 from mpms.outcome import Cancelled, Returned
 from mpms.wire.chunks import Each
+
+
+@pytest.fixture(autouse=True)
+def no_item_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long this thread is kept waiting: only what the items hold divides them."""
+    monkeypatch.setattr("mpms.wire.chunks._CHUNK_SECONDS", math.inf)
+    monkeypatch.setattr("mpms.faces.bulk._CHUNK_SECONDS", math.inf)
 
 
 class Engine:
@@ -49,6 +58,11 @@ class Engine:
             self.run(done, function)
         return [args[0] for args, _ in self.tasks.values()]
 
+    def come_back(self, task: int, done: int) -> None:
+        """Only so many of its items were run: they took too long."""
+        (items, *how), ticket = self.tasks[TaskId(task)]
+        ticket.settle(Returned(Each(str)(items[:done], *how)))
+
     def give_up(self, task: int) -> None:
         self.tasks[TaskId(task)][1].settle(Cancelled(TaskCancelled("it was cancelled")))
 
@@ -77,13 +91,27 @@ def test_it_stays_closed_when_that_was_in_the_middle_of_reading() -> None:
 
     bulk = bulk_of(engine, items(), ended=ended.append)
     bulk.feed()
-    count = len(engine.tasks)
-    assert count == 3
-    assert sorted({*engine.cancelled}) == [1, 2, 3]
-    for task in (1, 2, 3):
+    assert len(engine.tasks) == 2  # the third, which was in hand, isn't sent any more
+    assert sorted({*engine.cancelled}) == [1, 2]
+    for task in (1, 2):
         engine.give_up(task)
-    assert len(engine.tasks) == count
+    assert len(engine.tasks) == 2
     assert ended == [bulk]
+
+
+def test_the_rest_of_a_chunk_that_comes_back_after_a_cancel_is_not_sent_again() -> None:
+    engine = Engine()
+    bulk = bulk_of(engine, range(10), chunksize=5)
+    bulk.feed()
+    assert len(engine.tasks) == 2
+    bulk.cancel()
+    engine.come_back(1, 3)
+    engine.give_up(2)
+    assert len(engine.tasks) == 2
+    values = bulk.values()
+    assert [*itertools.islice(values, 3)] == ["0", "1", "2"]
+    with pytest.raises(TaskCancelled):
+        next(values)
 
 
 def test_it_has_ended_once_when_all_is_settled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -14,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from mpms.faces.terminal import ProgressLine
 
 from ..local.helpers import promised
 
@@ -241,6 +244,18 @@ def test_the_progress_line_is_gone_from_the_screen_in_the_end(on_terminal: type[
     screen = demo.screen()
     assert "of 151 files" not in "\n".join(screen)
     assert re.fullmatch(r"files +151", screen[0])
+
+
+def test_a_progress_line_that_ends_while_its_text_is_made_stays_gone() -> None:
+    stream = io.StringIO()
+    line = ProgressLine(stream)
+
+    def late() -> str:
+        line.__exit__()
+        return "late"
+
+    line.show(late)
+    assert stream.getvalue() == ""
 
 
 def test_no_progress_is_obeyed(on_terminal: type[OnTerminal], sources: Path) -> None:

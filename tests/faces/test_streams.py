@@ -278,6 +278,7 @@ def test_a_map_in_a_pool_that_is_stopped_ends_with_the_error_of_its_items(method
     with pytest.raises(TaskCancelled):
         next(values)
     stopper.join()
+    pool.join()  # the stop waits for half a second only
     assert pool.unfinished() == []
 
 

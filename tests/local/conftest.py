@@ -37,12 +37,20 @@ def any_method(request: pytest.FixtureRequest) -> str:
 def leftovers() -> dict[str, set[str]]:
     """What this process holds now."""
     return {
-        "children": {f"{p.pid} {p.name()}" for p in psutil.Process().children(recursive=True)},
+        "children": {*_children()},
         "descriptors": {f"{fd.name} → {_target(fd)}" for fd in Path("/proc/self/fd").iterdir() if _target(fd)},
         "threads": {thread.name for thread in threading.enumerate()},
         "shared memory": set(os.listdir(_SHM)),
         "temporary files": set(os.listdir(tempfile.gettempdir())),  # of this process's own: see tests/conftest.py
     }
+
+
+def _children() -> Iterator[str]:
+    for process in psutil.Process().children(recursive=True):
+        try:
+            yield f"{process.pid} {process.name()}"
+        except psutil.NoSuchProcess:
+            pass  # it has ended since, and was waited for
 
 
 def _target(fd: Path) -> str:

@@ -101,6 +101,7 @@ def stop(pid: int) -> None:
 
 def announce_and_hold_the_gil(address: str, word: object = None) -> None:
     """Come to the test from within one call of C code that never returns: when it sees us, the GIL is held."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # one that came to this thread would end the call
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(None)
         sock.connect(address.replace("@", "\0"))

@@ -36,9 +36,13 @@ def square(number):
 def squares(count):
     with MPMS(square, processes=2, threads=1) as pool:
         for number in range(count):
-            pool.put(number)
+            if number != 3:
+                pool.put(number)
+        outcomes = pool.iter_results()
+        pairs = [next(outcomes) for _ in range(count - 1)]  # else one that is done may be lost with the worker
+        pool.put(3)
         pool.close()
-        results = [result if isinstance(result, int) else str(type(result)) for _, result in pool.iter_results()]
+        results = [result if isinstance(result, int) else str(type(result)) for _, result in [*pairs, *outcomes]]
     return type(sys.stdout).__name__, len(results), [each for each in results if not isinstance(each, int)]
 """
 

@@ -110,10 +110,12 @@ def test_after_a_pause_nothing_is_made_up_for(method: str, tmp_path: Path) -> No
         pool.put(0, log)
         until(lambda: pool.finish_count == 1)
         threading.Event().wait(0.6)  # 12 starts that nobody wanted
+        begun = time.monotonic()
         for word in range(1, 8):
             pool.put(word, log)
-    times = list(map(float, noted(log)))[1:]
-    assert times[-1] - times[0] > 5 / 20 * 0.85
+    times = list(map(float, noted(log)))
+    assert len(times) == 8
+    assert max(times) - begun >= 6 / 20 - 0.001  # one at once, and not more
 
 
 # Size
@@ -370,7 +372,7 @@ def test_crashes_and_timeouts_are_failures_too(method: str, how: str) -> None:
         threads=1,
         start_method=method,
         stop_on=2,
-        task_timeout=0.2,
+        task_timeout=0.2 if how == "timeout" else None,  # the word of an exit may take longer
         worker_graceful_die_timeout=0.1,
     ) as pool:
         for word in range(5):
@@ -419,8 +421,9 @@ def test_what_still_runs_when_the_pool_is_stopped_by_a_failure_is_cancelled(meth
     assert type(got[2]) is ValueError
 
 
+@pytest.mark.alone
 def test_intervals_are_even(method: str, tmp_path: Path) -> None:
-    """Half of them are within a third of what they should be, however loaded the machine is."""
+    """Half of them are within a third of what they should be."""
     log = str(tmp_path / "starts")
     with MPMS(note_the_time, processes=1, threads=2, start_method=method, max_rate=25) as pool:
         for word in range(25):

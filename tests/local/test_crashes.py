@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import signal
+import socket
 import threading
 from collections import Counter
 from pathlib import Path
@@ -268,17 +269,25 @@ def write_half_and_die(word: int, size: int) -> bytes:
 
 
 def _die_in_the_middle_of_a_write() -> None:
-    """From now on this process writes at most a megabyte of anything, and then is killed."""
+    """From now on this process writes at most a megabyte of anything large, and then is killed."""
     from mpms.worker import outbox
 
     real = os.writev
 
-    def writev(fd: int, views: list[memoryview]) -> int:
-        real(fd, [memoryview(views[0])[:1_000_000]] if len(views) == 1 else [views[0]])
+    def some_of(views: list[memoryview]) -> list[memoryview]:
+        return [memoryview(views[0])[:1_000_000]] if len(views) == 1 else [views[0]]
+
+    def writev(fd: int, views: list[memoryview]) -> int:  # into a file of memory
+        real(fd, some_of(views))
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
-    outbox.os.writev = writev  # type: ignore[assignment]
+    def send_all(sock: socket.socket, views: list[memoryview]) -> None:  # where there is none
+        sock.sendmsg(some_of(views))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.writev = writev  # type: ignore[assignment]
+    outbox._send_all = send_all
 
 
 def test_a_worker_killed_half_way_through_a_large_result_loses_that_one(any_method: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,8 +14,27 @@ from typing import Any
 import pytest
 
 from mpms import MPMS, TaskTimeout
+from mpms.core import policy
 
-from .helpers import Stopwatch, announce, hold_the_gil, meet, meeting, note, noted, promised, results, stop
+from .helpers import (
+    Stopwatch,
+    announce,
+    announce_and_hold_the_gil,
+    at_full_strength,
+    hold_the_gil,
+    meet,
+    meeting,
+    note,
+    noted,
+    promised,
+    results,
+)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at the stack of a task that was killed: on a busy machine it comes late."""
+    monkeypatch.setattr(policy, "DUMP_SECONDS", 2.0)
 
 
 def hang(word: object, address: str = "") -> None:
@@ -30,12 +50,15 @@ def hang_or_meet(word: object, address: str = "") -> object:
     return meet(address, word) if address else word
 
 
-def hold_or_return(word: object) -> object:
+def hold_or_return(word: object, address: str = "") -> object:
     if word == "holds":
+        if address:
+            announce_and_hold_the_gil(address, word)
         hold_the_gil()
     return word
 
 
+@pytest.mark.usefixtures("patient")
 def test_at_its_deadline_a_task_has_its_outcome_with_the_stack_in_which_it_hung(any_method: str) -> None:
     with (
         meeting() as place,
@@ -43,11 +66,12 @@ def test_at_its_deadline_a_task_has_its_outcome_with_the_stack_in_which_it_hung(
             hang, processes=1, threads=1, start_method=any_method, task_timeout=0.3, worker_graceful_die_timeout=0.1
         ) as pool,
     ):
-        pool.put("it", address=place.address)
-        guest = place.arrive()
+        at_full_strength(pool)
         with Stopwatch() as watch:
+            pool.put("it", address=place.address)
+            guest = place.arrive()
             error = next(pool.iter_results())[1]
-        assert 0.2 < watch.seconds < promised(3)
+        assert 0.3 + policy.DUMP_SECONDS <= watch.seconds < policy.DUMP_SECONDS + promised(2.75)
     assert type(error) is TaskTimeout
     assert isinstance(error, TimeoutError)
     assert (error.timeout, error.pid, error.task, error.attempts) == (0.3, guest.pid, 1, ())
@@ -62,16 +86,14 @@ def test_at_its_deadline_a_task_has_its_outcome_with_the_stack_in_which_it_hung(
     assert (type(copy), vars(copy), str(copy)) == (TaskTimeout, vars(error), str(error))
 
 
+@pytest.mark.usefixtures("patient")
 def test_c_code_that_holds_the_gil_is_shown_and_replaced_and_keeps_nobody(any_method: str) -> None:
-    with MPMS(
-        hold_or_return,
-        processes=1,
-        threads=2,
-        start_method=any_method,
-        task_timeout=0.3,
-        worker_graceful_die_timeout=0.2,
-    ) as pool:
-        pool.put("holds")
+    with (
+        meeting() as place,
+        MPMS(hold_or_return, processes=1, threads=2, start_method=any_method, worker_graceful_die_timeout=0.2) as pool,
+    ):
+        pool.put_with(("holds", place.address), timeout=0.3)
+        place.arrive()  # from now on nothing begins beside it
         for word in range(20):
             pool.put(word)
         pool.close()
@@ -79,11 +101,8 @@ def test_c_code_that_holds_the_gil_is_shown_and_replaced_and_keeps_nobody(any_me
         assert pool.stats().starts == 2
     error = got.pop("holds")
     assert type(error) is TaskTimeout
-    assert error.stack.splitlines()[-1].endswith("in hold_the_gil")
-    # One of them may have been beside it, and could not end within the grace time: it was told so.
-    lost = {word: result for word, result in got.items() if result != word}
-    assert len(lost) <= 1
-    assert all(result.blamed is False for result in lost.values())
+    assert error.stack.splitlines()[-1].endswith("in announce_and_hold_the_gil")
+    assert got == {word: word for word in range(20)}  # also the one that was sent to its worker
 
 
 def test_the_siblings_of_a_task_that_hangs_finish_within_the_grace_time(method: str) -> None:
@@ -95,7 +114,7 @@ def test_the_siblings_of_a_task_that_hangs_finish_within_the_grace_time(method: 
             threads=3,
             start_method=method,
             task_timeout=None,
-            worker_graceful_die_timeout=2,
+            worker_graceful_die_timeout=60,  # a replacement comes up meanwhile
         ) as pool,
     ):
         for word in range(2):
@@ -216,6 +235,7 @@ def test_python_code_gets_the_timeout_raised_and_its_process_lives_on(any_method
     assert sorted(noted(log)) == [f"{word} cleaned up after TaskTimeout" for word in ("returns", "spins")]
 
 
+@pytest.mark.usefixtures("patient")
 def test_who_swallows_the_timeout_and_goes_on_ends_the_hard_way(method: str, tmp_path: Path) -> None:
     with MPMS(
         spin,
@@ -226,18 +246,21 @@ def test_who_swallows_the_timeout_and_goes_on_ends_the_hard_way(method: str, tmp
         timeout_raises=True,
         worker_graceful_die_timeout=0.1,
     ) as pool:
-        pool.put("it", str(tmp_path / "log"), "swallows")
-        pool.put("next")
-        pool.close()
+        at_full_strength(pool)
         with Stopwatch() as watch:
+            pool.put("it", str(tmp_path / "log"), "swallows")
+            pool.put_with(("next",), timeout=60)
+            pool.close()
             got = results(pool)
         assert pool.stats().starts == 2
     assert type(got["it"]) is TaskTimeout
     assert "in spin" in got["it"].stack
     assert isinstance(got["next"], int)
-    assert 1.0 < watch.seconds < promised(6)  # a second for the soft way
+    soft = 0.2 + policy.SOFT_SECONDS
+    assert soft + policy.DUMP_SECONDS <= watch.seconds < policy.DUMP_SECONDS + promised(5.75)
 
 
+@pytest.mark.usefixtures("patient")
 def test_c_code_does_not_hear_the_soft_way_and_ends_the_hard_way(method: str) -> None:
     with MPMS(
         hold_or_return,
@@ -249,7 +272,7 @@ def test_c_code_does_not_hear_the_soft_way_and_ends_the_hard_way(method: str) ->
         worker_graceful_die_timeout=0.1,
     ) as pool:
         pool.put("holds")
-        pool.put(1)
+        pool.put_with((1,), timeout=60)
         pool.close()
         got = results(pool)
     assert type(got["holds"]) is TaskTimeout
@@ -289,15 +312,20 @@ def test_tasks_that_end_right_at_their_deadline_leave_no_exception_to_others(met
         assert len({got[word][1] for word in range(500, 600) if type(got[word]) is tuple}) == 2  # to the end
 
 
+def stop_or_return(word: object) -> object:
+    if word == "stops":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()  # this thread may run on for a moment
+    return word
+
+
 def test_a_stopped_worker_times_out_without_a_stack(method: str) -> None:
-    options: dict[str, Any] = {"processes": 1, "threads": 1, "worker_graceful_die_timeout": 0.2}
-    with meeting() as place, MPMS(hang_or_meet, start_method=method, task_timeout=0.4, **options) as pool:
-        pool.put("it", place.address)
-        stop(place.arrive().pid)
+    with MPMS(stop_or_return, processes=1, threads=1, start_method=method, worker_graceful_die_timeout=0.2) as pool:
+        pool.put_with(("stops",), timeout=0.4)
         pool.put("next")
         pool.close()
         got = results(pool)
-    error = got["it"]
+    error = got["stops"]
     assert (type(error), error.stack) == (TaskTimeout, "")
     assert "\n" not in str(error)
     assert got["next"] == "next"
@@ -306,10 +334,10 @@ def test_a_stopped_worker_times_out_without_a_stack(method: str) -> None:
 @pytest.mark.parametrize("raises", [False, True])
 def test_an_idle_pool_with_a_deadline_uses_no_processor(method: str, raises: bool) -> None:
     with MPMS(
-        hold_or_return, processes=1, threads=2, start_method=method, task_timeout=0.05, timeout_raises=raises
+        hold_or_return, processes=1, threads=2, start_method=method, task_timeout=0.6, timeout_raises=raises
     ) as pool:
         pool.put(1)
         assert next(pool.iter_results())[1] == 1
         before = len(pool.story())
-        threading.Event().wait(0.5)
+        threading.Event().wait(2)
         assert len(pool.story()) - before <= 2

@@ -156,7 +156,8 @@ def spin(word: int) -> None:
 
 
 def test_an_exception_that_a_task_raises_in_answer_to_its_timeout_is_its_own(method: str) -> None:
-    with MPMS(spin, processes=1, threads=1, start_method=method, task_timeout=0.1, timeout_raises=True) as pool:
+    # Long enough for it to be in its `try` by then.
+    with MPMS(spin, processes=1, threads=1, start_method=method, task_timeout=1.0, timeout_raises=True) as pool:
         pool.put(5)
         pool.close()
         error = results(pool)[5]

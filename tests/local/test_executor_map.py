@@ -341,15 +341,17 @@ def test_what_is_not_iterable_is_refused(executor: Executor) -> None:
 
 @pytest.mark.parametrize("chunksize", CHUNKSIZES)
 def test_a_timeout_counts_from_the_call(executor: Executor, stage: Stage, chunksize: Any) -> None:
+    got: list[Any] = []
     with Stopwatch() as watch:
         values = executor.map(
             lambda item: stage.wait() if item == 3 else item, range(6), timeout=1, chunksize=chunksize
         )
-        if chunksize in (1, "auto"):
-            assert [next(values) for _ in range(3)] == [0, 1, 2]
+        if chunksize == 1:  # all that comes, however late the workers came up
+            until(lambda: (stats := executor.stats()).done == 5 and not stats.undelivered)
         with pytest.raises(concurrent.futures.TimeoutError):
-            [*values]
+            got.extend(values)
     assert watch.seconds < PATIENCE
+    assert got == [0, 1, 2][: 3 if chunksize == 1 else len(got)]
     stage.open()
 
 
@@ -360,12 +362,13 @@ def test_a_timeout_of_0_takes_what_is_there(executor: Executor, stage: Stage) ->
 
 
 def test_after_a_timeout_what_has_not_started_is_cancelled(single: Executor, stage: Stage) -> None:
-    values = single.map(lambda item: (stage.wait(), stage.note(item)), range(100), timeout=0.2, chunksize=1)
+    values = single.map(lambda item: (stage.say_and_wait(), stage.note(item)), range(100), timeout=0.2, chunksize=1)
+    stage.hear()
     with pytest.raises(concurrent.futures.TimeoutError):
         next(values)
     stage.open()
     single.shutdown()
-    assert stage.words() in ([], ["0"])
+    assert stage.words() == ["0"]
 
 
 # Nobody takes the rest
@@ -490,7 +493,11 @@ def test_with_retries_an_item_that_raises_what_is_retried_is_run_again(method: A
 
 
 @pytest.mark.parametrize("chunksize", [1, 8, None])
-def test_a_task_timeout_is_that_of_one_item(method: Any, stage: Stage, chunksize: int | None) -> None:
+def test_a_task_timeout_is_that_of_one_item(
+    method: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch, chunksize: int | None
+) -> None:
+    monkeypatch.setattr("mpms.core.policy.DUMP_SECONDS", 2.0)  # its answer may take longer on a busy machine
+
     def function(item: int) -> int:
         if item == 5:
             stage.wait()

@@ -222,8 +222,10 @@ def test_a_stopped_fork_server_of_an_idle_pool_does_not_hold_up_a_shutdown(metho
 
 
 DEADLY = """
-import os, signal
-{how}
+import fcntl, os, signal
+if "HARMLESS" not in os.environ:
+    fcntl.flock(open(__file__), fcntl.LOCK_SH)  # until both tasks are there
+    {how}
 def work(number):
     return number
 """
@@ -233,16 +235,19 @@ def work(number):
     "how", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)", "raise ImportError('not here')"]
 )
 def test_a_function_whose_import_ends_the_fork_server_breaks_the_pool(method: str, how: str, tmp_path: Path) -> None:
-    (tmp_path / "deadly.py").write_text(DEADLY.format(how=f"if 'HARMLESS' not in os.environ: {how}"))
+    (tmp_path / "deadly.py").write_text(DEADLY.format(how=how))
     trying = """
     sys.path.insert(0, sys.argv[2])
-    import deadly
+    import deadly, fcntl
     from mpms import PoolBroken
     del os.environ["HARMLESS"]
+    held = open(deadly.__file__)
+    fcntl.flock(held, fcntl.LOCK_EX)
 
     pool = MPMS(deadly.work, processes=2, threads=1, start_method=sys.argv[1], max_start_failures=3)
     pool.put(1)
     pool.put(2)
+    held.close()
     pool.close()
     outcomes = []
     try:

@@ -79,11 +79,14 @@ def test_every_worker_and_thread_has_them(method: str, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lifecycle": 3}, {"lifecycle_duration": 0.05}, {"lifecycle_duration_hard": 0.3}], ids=str
+    "options", [{"lifecycle": 3}, {"lifecycle_duration": 0.05}, {"lifecycle_duration_hard": 2.0}], ids=str
 )
 def test_finalizers_run_when_workers_are_rotated(options: Any, method: str, stage: Stage) -> None:
-    with MPMS(time.sleep, processes=1, threads=2, start_method=method, **options, **noting(stage)) as pool:
-        for _ in range(60):
+    options = {"processes": 1, "threads": 2, "task_queue_maxsize": 20, "start_method": method, **options}
+    with MPMS(time.sleep, **options, **noting(stage)) as pool:
+        for _ in range(20_000):  # until one has ended while the pool goes on, however long a start takes
+            if any(word.startswith("process ends") for word in stage.words()):
+                break
             pool.put(0.02)
     words = [" ".join(word.split()[:2]) for word in stage.words()]
     assert words.count("process ends") == words.count("process begins") >= 2
@@ -370,6 +373,8 @@ def test_preload_that_raises_breaks_the_pool_with_its_exception(any_method: str)
     with pytest.raises(PoolBroken, match="NoDatabase") as info:
         next(pool.iter_results())
     assert isinstance(info.value.__cause__, NoDatabase)
+    with pytest.raises(PoolBroken):
+        pool.join()  # its threads end
 
 
 def test_preload_that_hangs_breaks_the_pool_after_start_timeout(any_method: str, stage: Stage) -> None:

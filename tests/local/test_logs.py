@@ -130,7 +130,9 @@ def log_what_does_not_travel(word: int) -> None:
     except KeyError:
         APP.exception("failed")
     APP.info(threading.Lock())
-    threading.Thread(target=lambda: APP.info("of a thread of its own")).start()
+    thread = threading.Thread(target=lambda: APP.info("of a thread of its own"))
+    thread.start()
+    thread.join()  # the worker may end before it has logged
 
 
 def test_what_does_not_travel_becomes_text(method: str, app: Records) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from mpms import MPMS, TaskCancelled, WorkerCrashed
-from mpms.local import memory, memory_watch
+from mpms.local import loop, memory, memory_watch
+from mpms.local.launcher import Launcher, Report
+from mpms.local.memory_watch import MemoryWatch
 
-from .helpers import meet, meeting, note, noted, results, until
+from .helpers import PATIENCE, announce, meet, meeting, note, noted, results, until
 
 _kept: list[bytes] = []
 
@@ -31,7 +33,11 @@ def grow(word: object, megabytes: int = 0, address: str = "") -> object:
     return meet(address, word) if address else word
 
 
-def test_above_the_hard_limit_a_worker_is_killed_and_the_error_has_the_figures(any_method: str) -> None:
+def test_above_the_hard_limit_a_worker_is_killed_and_the_error_has_the_figures(
+    any_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fork server that doesn't get to tell of the death in this time is killed, and the next worker with it.
+    monkeypatch.setattr(loop, "_SILENCE", PATIENCE)
     with (
         meeting() as place,
         MPMS(grow, processes=1, threads=1, start_method=any_method, max_memory_hard="100MB") as pool,
@@ -64,12 +70,14 @@ def test_above_the_hard_limit_a_worker_is_killed_and_the_error_has_the_figures(a
 def test_with_retries_the_task_that_grows_is_found_and_its_siblings_are_not_lost(method: str) -> None:
     with (
         meeting() as place,
-        MPMS(grow, processes=1, threads=2, start_method=method, max_memory_hard="100MB", retries=1) as pool,
+        MPMS(come_and_grow, processes=1, threads=2, start_method=method, max_memory_hard="100MB", retries=1) as pool,
     ):
-        pool.put("large", 250, place.address)
         pool.put("small", 1, place.address)
-        place.arrivals(2)  # and then both again, each in turn
-        small = next(guest for guest in (place.arrive(), place.arrive()) if guest.word == "small")
+        place.arrive()
+        pool.put("large", 250, place.address)
+        place.arrive()
+        small = place.arrive()  # and then both again, each in turn
+        assert small.word == "small"
         small.release()
         pool.close()
         got = results(pool)
@@ -80,19 +88,37 @@ def test_with_retries_the_task_that_grows_is_found_and_its_siblings_are_not_lost
     assert "memory: it held" in str(got["large"].attempts[0])
 
 
-def test_what_the_initializer_took_does_not_count(method: str) -> None:
-    with (
-        meeting() as place,
-        MPMS(
-            grow,
-            processes=1,
-            threads=1,
-            start_method=method,
-            max_memory_hard="100MB",
-            process_initializer=keep,
-            process_initargs=(250,),
-        ) as pool,
-    ):
+def come_and_grow(word: object, megabytes: int, address: str) -> object:
+    """A look may come, and end it, while it still takes more."""
+    with announce(address, word) as sock:
+        keep(megabytes)
+        sock.recv(1)
+    return word
+
+
+@pytest.mark.parametrize("told_late", [False, True])
+def test_what_the_initializer_took_does_not_count(
+    method: str, monkeypatch: pytest.MonkeyPatch, told_late: bool
+) -> None:
+    """Also when the worker says that it is ready before the fork server says that it is born."""
+    read = Launcher.read
+
+    def read_late(launcher: Launcher) -> list[Report]:
+        ready = launcher.loading or any("WorkerReady" in line for line in pool.story())
+        return read(launcher) if ready else []  # what is not read makes the loop come again
+
+    if told_late:
+        monkeypatch.setattr(Launcher, "read", read_late)
+    pool = MPMS(
+        grow,
+        processes=1,
+        threads=1,
+        start_method=method,
+        max_memory_hard="100MB",
+        process_initializer=keep,
+        process_initargs=(250,),
+    )
+    with meeting() as place, pool:
         pool.put(1, 1, place.address)
         guest = place.arrive()
         until(lambda: sum("MemorySeen" in line for line in pool.story()) >= 2)
@@ -147,14 +173,18 @@ def note_pid(log: str) -> None:
     note(log, os.getpid())
 
 
-def test_what_is_freed_again_does_not_count(method: str) -> None:
+def test_what_is_freed_again_does_not_count(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the peak, as ``ru_maxrss`` would have it."""
+    look_at, freed = MemoryWatch.look_at, threading.Event()
+    # What is not freed yet does count.
+    monkeypatch.setattr(MemoryWatch, "look_at", lambda *args: look_at(*args) if freed.is_set() else None)
     with (
         meeting() as place,
         MPMS(free_again, processes=1, threads=1, start_method=method, max_memory_per_process="100MB") as pool,
     ):
         pool.put(1, place.address)
         guest = place.arrive()
+        freed.set()
         until(lambda: sum("MemorySeen" in line for line in pool.story()) >= 2)
         assert pool.stats().starts == 1
         guest.release()
@@ -186,7 +216,8 @@ def test_an_idle_worker_is_not_looked_at(method: str, monkeypatch: pytest.Monkey
     with MPMS(grow, processes=1, threads=1, start_method=method, max_memory_hard="1GB", min_free_memory=1) as pool:
         pool.put(1)
         assert next(pool.iter_results())[1] == 1
-        threading.Event().wait(1.2)  # the last look may be due
+        # The last look was due. Not FreeMemorySeen.
+        until(lambda: " MemorySeen" in "\n".join(pool.story()).rpartition("ResultsArrived")[2])
         before, steps = len(looks), len(pool.story())
         threading.Event().wait(1.3)
         assert (len(looks), len(pool.story())) == (before, steps)

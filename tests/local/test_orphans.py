@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .helpers import Program, meeting, program, promised, still_alive
+from .helpers import Program, kill, meeting, program, promised, still_alive
 from .test_fallbacks import without
 
 SECOND = 1.0
@@ -61,7 +61,9 @@ def servers(script: Program) -> list[int]:
     ids=["idle", "busy", "with the GIL held", "forked", "forked, with the GIL held", "forked, and done"],
 )
 def test_nobody_is_left_a_second_after_the_parent_was_killed(any_method: str, tasks: list[str], guests: int) -> None:
-    with meeting() as place, program(POOL, any_method, place.address, *tasks) as script:
+    # A fork beside a thread that runs a program may hold the pipe by which Popen hears of the exec.
+    code = POOL.replace("threads=2", "threads=1") if "forks,waits" in tasks else POOL
+    with meeting() as place, program(code, any_method, place.address, *tasks) as script:
         script.says("started")
         place.arrivals(guests)
         assert script.family()
@@ -75,7 +77,7 @@ def test_nobody_is_left_after_parent_and_fork_server_were_killed_together(any_me
         script.says("started")
         place.arrivals(len(tasks))
         for pid in (script.pid, *servers(script)):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
         assert script.left_after(promised(SECOND)) == []
 
 
@@ -91,7 +93,7 @@ def test_no_fork_of_a_task_is_left_after_parent_and_fork_server_were_killed_toge
         place.arrivals(3)
         victims = [script.pid, *servers(script)]
         for pid in victims if order == "parent first" else reversed(victims):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
         assert script.left_after(promised(SECOND)) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 from mpms import MPMS, Meta, RemoteTraceback, TaskTimeout, WorkerCrashed
 from mpms.core import policy
 
-from .helpers import promised
+from .helpers import at_full_strength, promised, until
 from .stage import Stage
 
 # Values stay values, exceptions are exceptions
@@ -190,6 +190,7 @@ def test_a_slow_collector_makes_put_wait_and_memory_is_bounded(method: str) -> N
     pool = MPMS(abs, lambda meta, result: go_on.wait(), 2, 2, start_method=method)
     putting = threading.Thread(target=lambda: [pool.put(number) for number in range(20_000)], daemon=True)
     putting.start()
+    until(lambda: pool.stats().done == pool.total_count >= 1000)  # its workers may come up late
     assert _is_at_rest(lambda: pool.total_count)
     assert putting.is_alive()
     accepted = pool.total_count
@@ -210,6 +211,7 @@ def test_large_results_that_wait_for_a_slow_collector_make_put_wait_sooner(
     pool = MPMS(bytes, lambda meta, result: go_on.wait(), 1, 2, start_method=method)
     putting = threading.Thread(target=lambda: [pool.put(1 << 20) for _ in range(500)], daemon=True)
     putting.start()
+    until(lambda: pool.stats().done == pool.total_count >= 11)
     assert _is_at_rest(lambda: pool.total_count)
     assert putting.is_alive()
     # Ten that wait and one that the collector has; what waits for a thread, and what is on its way.
@@ -247,7 +249,7 @@ def test_a_slow_collector_does_not_stop_supervision(method: str) -> None:
     with MPMS(task, collector, 1, 2, task_timeout=0.3, worker_graceful_die_timeout=0.1, start_method=method) as pool:
         pool.put("go")
         first.wait()
-        old = next(iter(pool.worker_processes_pool.values())).pid
+        [old] = at_full_strength(pool)  # it may have worked before word of its birth is read
         os.kill(old, signal.SIGKILL)
         pool.put("go")
         pool.put("hang")
@@ -399,8 +401,10 @@ def test_retries_are_backed_off(method: str, stage: Stage) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return what
 
-    with MPMS(task, processes=1, threads=1, retries=2, retry_backoff=0.4, start_method=method) as pool:
+    with MPMS(task, processes=2, threads=1, retries=2, retry_backoff=0.4, start_method=method) as pool:
+        at_full_strength(pool)  # so that nobody has to be born for the other task
         pool.put("crash")
+        until(lambda: pool.stats().retried == 1)
         results = pool.iter_results()
         pool.put("go")
         assert next(results)[1] == "go"
@@ -413,7 +417,11 @@ def test_retries_are_backed_off(method: str, stage: Stage) -> None:
     assert went < tries[1]
 
 
-def test_a_task_that_takes_too_long_is_a_timeout_that_shows_where_it_hung(any_method: str, stage: Stage) -> None:
+def test_a_task_that_takes_too_long_is_a_timeout_that_shows_where_it_hung(
+    any_method: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpms.core.policy.DUMP_SECONDS", 2.0)  # its answer may take longer on a busy machine
+
     def hang_here() -> None:
         stage.wait()
 
@@ -425,6 +433,7 @@ def test_a_task_that_takes_too_long_is_a_timeout_that_shows_where_it_hung(any_me
         worker_graceful_die_timeout=0.1,
         start_method=any_method,
     ) as pool:
+        at_full_strength(pool)
         began = time.monotonic()
         pool.put()
         error = next(pool.iter_results())[1]
@@ -445,12 +454,10 @@ def test_siblings_of_a_task_that_takes_too_long_finish(method: str, stage: Stage
         time.sleep(0.2)
         return what
 
-    with MPMS(
-        task, processes=1, threads=3, task_timeout=0.5, worker_graceful_die_timeout=2, start_method=method
-    ) as pool:
+    with MPMS(task, processes=1, threads=3, worker_graceful_die_timeout=2, start_method=method) as pool:
         for _ in range(6):
             pool.put("go")
-        pool.put("hang")
+        pool.put_with(("hang",), timeout=0.5)
         for _ in range(6):
             pool.put("go")
         pool.close()
@@ -470,7 +477,7 @@ def test_a_timeout_is_retried(method: str, stage: Stage) -> None:
         task,
         processes=1,
         threads=1,
-        task_timeout=0.3,
+        task_timeout=1,
         retries=1,
         worker_graceful_die_timeout=0.1,
         start_method=method,

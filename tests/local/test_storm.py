@@ -23,6 +23,7 @@ def work(number: int, log: str) -> int:
     """Some milliseconds, so that the storm has time: 16 threads are done with all in two seconds."""
     note(log, number)
     threading.Event().wait(0.015)
+    note(f"{log}-of-ends", number)
     return number * number
 
 
@@ -75,45 +76,49 @@ def _is_zombie(process: psutil.Process) -> bool:
         return False
 
 
-def weather(pool: MPMS, log: str, seed: int) -> tuple[dict[Any, Any], Storm]:
-    """All tasks in a storm, and then the pool at full strength, without zombies."""
+def weather(pool: MPMS, log: str, seed: int) -> tuple[dict[Any, Any], int]:
+    """All tasks in a storm, and then the pool at full strength, without zombies. The results, and how many it were."""
     at_full_strength(pool)
+    count = 0
     with Storm(pool, seed, pause=COUNT // 50) as storm:
-        for number in range(COUNT):
-            pool.put(number, log)
-        until(lambda: pool.finish_count == COUNT, promised(60))
-    assert len(storm.killed) >= 20
+        while len(storm.killed) < 20:  # on a busy machine the storm may be slower than the tasks: then again
+            for number in range(count, count + COUNT):
+                pool.put(number, log)
+            count += COUNT
+            until(lambda count=count: pool.finish_count == count, promised(60))
     assert storm.zombies == []
+    until(lambda: not pids(pool) & set(storm.killed))  # nobody may have heard yet of whom the last blow hit
     until(lambda: pool.stats().zombies == 0, promised(5))  # whom the last blow hit is one for a moment
     at_full_strength(pool)
     assert still_alive(sorted(set(storm.killed) - pids(pool)), promised(5)) == []
     assert pool.stats().workers["serving"] == 4
     pool.close()
-    return results(pool), storm
+    return results(pool), count
 
 
 def test_in_a_storm_every_task_has_one_outcome_and_runs_once(method: str, tmp_path: Path) -> None:
     log = str(tmp_path / "starts")
     with MPMS(work, processes=4, threads=4, start_method=method) as pool:
-        got, _ = weather(pool, log, 1)
-    assert set(got) == set(range(COUNT))
+        got, count = weather(pool, log, 1)
+    assert set(got) == set(range(count))
     crashed = {number for number, result in got.items() if isinstance(result, WorkerCrashed)}
     assert crashed
     assert all(got[number] == number * number for number in got if number not in crashed)
     starts = Counter(map(int, noted(log)))
     assert max(starts.values()) == 1
     assert {number for number in got if number not in crashed} <= set(starts)
-    # Of those that are said to have run, one in a thousand may have been taken and not come to its first line.
-    assert len(crashed - set(starts)) <= 10
+    # Who is said to have run, and did not come to its end, was in a thread, of which each worker has four.
+    ended = set(map(int, noted(f"{log}-of-ends")))
+    assert max(Counter(got[number].worker for number in crashed - ended).values(), default=0) <= 4
 
 
 def test_in_a_storm_with_retries_every_task_has_its_result(method: str, tmp_path: Path) -> None:
     log = str(tmp_path / "starts")
     with MPMS(work, processes=4, threads=4, start_method=method, retries=100) as pool:
-        got, _ = weather(pool, log, 2)
+        got, count = weather(pool, log, 2)
         assert pool.stats().retried > 0
-    assert got == {number: number * number for number in range(COUNT)}
-    assert set(map(int, noted(log))) == set(range(COUNT))
+    assert got == {number: number * number for number in range(count)}
+    assert set(map(int, noted(log))) == set(range(count))
 
 
 def test_a_storm_over_an_idle_pool_leaves_it_at_full_strength(any_method: str, tmp_path: Path) -> None:

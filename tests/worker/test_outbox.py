@@ -9,6 +9,7 @@ import socket
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,9 +47,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     with theirs, ours:
         yield theirs, ours
-
-
-NOWHERE: Any = SimpleNamespace(fileno=lambda: 0)
 
 
 def _never() -> None:
@@ -123,16 +121,13 @@ def test_writes_that_take_a_part_only_lose_nothing(monkeypatch: pytest.MonkeyPat
     # A blocking socket takes all, but for signals; so the system is made to take less.
     taken = bytearray()
 
-    def write(_: int, data: bytes) -> int:
-        return writev(_, [memoryview(data)])
-
-    def writev(_: int, views: list[memoryview]) -> int:
+    def sendmsg(views: list[memoryview]) -> int:
         part = b"".join(views)[:most]
         taken.extend(part)
         return len(part)
 
-    monkeypatch.setattr(outbox, "os", SimpleNamespace(write=write, writev=writev))
-    box = Outbox(NOWHERE, _never)
+    sock: Any = SimpleNamespace(send=lambda data: sendmsg([memoryview(data)]), sendmsg=sendmsg)
+    box = Outbox(sock, _never)
     small = [bytes([number]) * number for number in range(40)]
     for part in small:
         box.add(part)
@@ -188,18 +183,18 @@ def test_a_vector_is_no_longer_than_the_kernel_takes(pair: tuple[socket.socket, 
     assert [number for _, number, _ in reader.messages] == list(range(5_000))
 
 
-def test_who_finds_another_one_writing_leaves_it_to_him(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_finds_another_one_writing_leaves_it_to_him() -> None:
     writing, go_on = threading.Event(), threading.Event()
     taken: list[bytes] = []
 
-    def write(_: int, data: bytes) -> int:
+    def send(data: bytes) -> int:
         writing.set()
         assert go_on.wait(60)
         taken.append(data)
         return len(data)
 
-    monkeypatch.setattr(outbox, "os", SimpleNamespace(write=write))
-    box = Outbox(NOWHERE, _never)
+    sock: Any = SimpleNamespace(send=send)
+    box = Outbox(sock, _never)
     box.add(b"first")
     writer = threading.Thread(target=box.flush)
     writer.start()
@@ -223,10 +218,10 @@ class Lingering:
         self.taken: list[bytes] = []
         self.woken = 0
         monkeypatch.setattr(outbox, "monotonic", self.clock)
-        monkeypatch.setattr(outbox, "os", SimpleNamespace(write=self._write))
-        self.box = Outbox(NOWHERE, self._wake)
+        sock: Any = SimpleNamespace(send=self._send)
+        self.box = Outbox(sock, self._wake)
 
-    def _write(self, _: int, data: bytes) -> int:
+    def _send(self, data: bytes) -> int:
         self.taken.append(b"".join(payload for _, _, payload in single(Decoder().feed(data))))
         return len(data)
 
@@ -351,14 +346,24 @@ def test_a_parent_that_is_gone_ends_the_worker(pair: tuple[socket.socket, socket
     assert worker_ends.take() == [("parent_gone",)]
 
 
-def test_a_descriptor_that_a_task_has_closed_ends_the_worker(worker_ends: Ends) -> None:
+@pytest.mark.parametrize("number", ["is nobody's", "is another file's"])
+def test_a_descriptor_that_a_task_has_closed_ends_the_worker(worker_ends: Ends, tmp_path: Path, number: str) -> None:
     theirs, ours = socket.socketpair()
     ours.close()
     box = Outbox(theirs, _never)
-    os.close(theirs.detach())
+    if number == "is another file's":
+        file = os.open(tmp_path / "theirs", os.O_RDWR | os.O_CREAT)
+        os.dup2(file, theirs.fileno())
+        os.close(file)
+    else:
+        os.close(theirs.fileno())
     box.add(b"where to?")
     with pytest.raises(SystemExit):
         box.flush()
     [(name, code, text)] = worker_ends.take()
     assert (name, code) == ("die", ends.LOST_DESCRIPTORS)
     assert "can't write to its socket" in text
+    if number == "is another file's":
+        assert (tmp_path / "theirs").read_bytes() == b""
+        os.close(theirs.fileno())
+    theirs.detach()

@@ -104,17 +104,24 @@ class Link:
             return None
 
     async def tear_down(self, seconds: float) -> None:
-        """End the pools of the machines, and what the scheduler has."""
+        """End the pools of the machines, and then what the scheduler has, which they need until then. Goes on in the
+        background when it takes longer."""
         if self.is_up:
-            try:
-                await asyncio.wait_for(self._tear_down(), seconds)
-            except Exception as error:
-                self._say(f"the cluster was left as it was: {error!r}")
+            ending = asyncio.ensure_future(self._tear_down())
+            self._background.add(ending)
+            ending.add_done_callback(self._background.discard)
+            await asyncio.wait([ending], timeout=seconds)
 
     async def _tear_down(self) -> None:
-        self._client.unsubscribe_topic(self._name)
-        await self._client.unregister_worker_plugin(self._name)
-        await self._client.run_on_scheduler(guard.end, self._name)
+        try:
+            self._client.unsubscribe_topic(self._name)
+            await self._client.unregister_worker_plugin(self._name)
+        except Exception as error:  # a machine was lost meanwhile
+            self._say(f"the machines were left as they were: {error!r}")
+        try:
+            await self._client.run_on_scheduler(guard.end, self._name)
+        except Exception as error:  # the connection was lost
+            self._say(f"the scheduler was left as it was: {error!r}")
 
     def close(self) -> None:
         """The client. Blocks; on any thread but the event loop's."""

@@ -32,6 +32,7 @@ from ..wire.failures import dump_error
 from ..wire.messages import RETURNED, Job
 from .guard import claim_op, post_op
 from .messages import ARGUMENTS, Answer, Figures, GivenBack, Parcel, Sealed, parcel_from
+from .telling import withdrawn
 
 __all__ = ["Machine", "cancel_at", "carry", "stacks_of", "stop_at", "workers_of"]
 
@@ -117,6 +118,9 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
             return
         lease = _Lease(self, key, len(parcel.tasks))
         for task, payload, number, options in parcel.tasks:
+            if task in unwanted:
+                self.settle(lease, task, withdrawn())
+                continue
             shipped = None
             if number is not None:
                 shipped = self._functions[number]
@@ -129,8 +133,6 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
                 self.settle(lease, task, Broken(error))
             except RuntimeError:  # closed: this machine is about to leave
                 self.settle(lease, task, GivenBack())
-        if unwanted:
-            self.cancel(sorted(unwanted))
         while len(self._functions) > _FUNCTIONS_MOST:
             self._functions.popitem(last=False)
         if len(parcel.tasks) > 1:

@@ -191,7 +191,13 @@ class Bulk:
 
     def _submit(self, ticket: _Ticket, args: tuple[Any, ...], options: TaskOptions | None, *, each: bool) -> None:
         with self._changed:
-            self._out[ticket] = None
+            closed = self._closed
+            if not closed:
+                self._out[ticket] = None
+        if closed:  # the rest of a chunk that came back
+            error = TaskCancelled("the rest of the items was cancelled")
+            self._arrive(ticket.place, ticket.items, [_Failure(error)] * len(ticket.items), failed=True)
+            return
         try:
             task = self._engine.submit(args, {}, options, function=self._function, each=each, ticket=ticket, wait=False)
         except Exception as error:  # it can't be pickled; or the pool is closed or broken, and will not take the rest

@@ -375,8 +375,7 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
 
     def _stop(self, kind: type[BaseException]) -> None:
         if not self.graceful_shutdown(0.0):
-            number = len(self._engine.unfinished())
-            _LOGGER.info("mpms %s was stopped by %s, with %d tasks unfinished", self.name, kind.__name__, number)
+            _LOGGER.info("mpms %s was stopped by %s: unfinished() has what was not done", self.name, kind.__name__)
 
     def resize(self, processes: int) -> None:
         """Have this many workers from now on. Those that are too many finish what they run. Does not wait for it."""

@@ -242,9 +242,7 @@ class Executor(Calls, concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks. With ``wait``, block until all are done and the workers have ended; with
         ``cancel_futures``, first cancel what has not started. May be called again."""
-        if cancel_futures:
-            self._life.cancel()
-        self._life.shut()
+        self._life.shut(cancel=cancel_futures)
         if wait:
             self._life.wait()
 
@@ -254,8 +252,7 @@ class Executor(Calls, concurrent.futures.Executor):
         As ``ProcessPoolExecutor.terminate_workers`` of Python 3.14. What ran has :class:`WorkerCrashed` or
         :class:`TaskCancelled` as its exception. Does not block.
         """
-        self._life.cancel()
-        self._life.shut()
+        self._life.shut(cancel=True)
         for worker in self._engine.workers():
             if worker.pid is not None:
                 try:

@@ -73,18 +73,17 @@ class Life:
             self._feeds.discard(bulk)
             self._close_if_over()
 
-    def cancel(self) -> None:
-        with self._changed:
-            feeds = list(self._feeds)
-        for bulk in feeds:
-            bulk.cancel()
-        if self._started:
-            self.engine.cancel_all()
-
-    def shut(self) -> None:
+    def shut(self, *, cancel: bool = False) -> None:
+        """Accept no more; with ``cancel``, cancel what has not started. Does not block."""
         with self._changed:
             self._shut = True
+            feeds = list(self._feeds) if cancel else []
+        for bulk in feeds:
+            bulk.cancel()
+        with self._changed:
             self._close_if_over()
+        if cancel and self._started:
+            self.engine.cancel_all()  # last: what another thread submits meanwhile is refused, or in it
 
     def _close_if_over(self) -> None:
         if self._shut and not self._feeds:

@@ -36,24 +36,30 @@ class ProgressLine:
         # A line that wraps can't be rewritten.
         line = text()[: shutil.get_terminal_size().columns - 1]
         with self._lock:
-            # Blanks rather than an escape sequence: they work on every terminal.
-            self.stream.write(f"\r{line.ljust(self._shown)}")
-            self.stream.flush()
-            self._shown = len(line)
+            if self.stream is not None:  # else it is gone meanwhile
+                # Blanks rather than an escape sequence: they work on every terminal.
+                self.stream.write(f"\r{line.ljust(self._shown)}")
+                self.stream.flush()
+                self._shown = len(line)
 
     def clear(self) -> None:
         """Leave an empty line and the cursor at its start."""
         with self._lock:
-            if self.stream is not None and self._shown:
-                self.stream.write(f"\r{' ' * self._shown}\r")
-                self.stream.flush()
-                self._shown = 0
+            self._clear()
+
+    def _clear(self) -> None:
+        if self.stream is not None and self._shown:
+            self.stream.write(f"\r{' ' * self._shown}\r")
+            self.stream.flush()
+            self._shown = 0
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.clear()
+        with self._lock:
+            self._clear()
+            self.stream = None
 
 
 class AboveLine(logging.Handler):

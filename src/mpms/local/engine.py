@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import sys
 import threading
@@ -64,6 +65,9 @@ _PORTION = 4096
 """After so many tasks the supervisor takes them in, though it has no use for them yet: a million would take it 0.1 s.
 """
 
+_ANSWER_SECONDS = 2.0
+"""How long ``unfinished`` waits for a supervisor that should have answered all, on a machine that is too busy."""
+
 _UNDELIVERED_LEAST = 1000
 """How many results may wait for a slow collector at the least, before ``submit`` waits for it."""
 
@@ -97,11 +101,14 @@ class LocalEngine:
         self._machine = PoolMachine(_limits(config))
         self._records: dict[TaskId, Record] = {}
         self._inbox: deque[TaskId] = deque()
+        self._intake = 0  # of what was in it and isn't in the ledger yet
         self._options: dict[TaskId, TaskOptions] = {}  # of what is in the inbox, and has some
         self._orders: deque[Event] = deque()
         self._results: list[Results] = []  # of this pass; as are these:
         self._failures: list[tuple[TaskId, Maker]] = []
         self._unfinished: dict[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+        self._stop_due = math.inf  # when all is to be answered, whatever hangs
+        self._answered = threading.Event()  # all is
         self._reporter = Reporter(config.name)
         self._shipment = shipment
         self._delivery = delivery(sink, self._records, self._delivered, f"mpms-{config.name}-collector")
@@ -257,7 +264,9 @@ class LocalEngine:
         self._order(Closed(), closes=True)
 
     def stop(self, timeout: float) -> None:
-        self._order(StopRequested(time.monotonic() + timeout), closes=True)
+        due = time.monotonic() + timeout
+        self._stop_due = min(self._stop_due, due)
+        self._order(StopRequested(due), closes=True)
 
     def _order(self, order: Event, *, closes: bool = False) -> None:
         with self._changed:
@@ -288,6 +297,8 @@ class LocalEngine:
         return Pending(self._records, shown)
 
     def unfinished(self) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        if time.monotonic() >= self._stop_due:
+            self._answered.wait(_ANSWER_SECONDS)
         return [self._unfinished[task] for task in sorted(self._unfinished)]
 
     @property
@@ -297,12 +308,12 @@ class LocalEngine:
     def stats(self) -> Stats:
         from ..figures import Stats
 
-        now = time.monotonic()
         oldest = max(((r.seconds, r.task) for info in self.workers() for r in info.running), default=None)
+        now = time.monotonic()
         uptime = (self._ended or now) - self._started if self._started else 0.0
         taken = self._taken  # first: what is delivered meanwhile was settled before
         done, failed, queued, submitted = self._done, self._failed, self._queued(), self._last
-        queued = min(queued, submitted - done - failed)  # who went from the inbox to the ledger was counted twice
+        queued = min(queued, submitted - done - failed)
         return Stats(
             submitted=submitted,
             done=done,
@@ -334,7 +345,8 @@ class LocalEngine:
         return self._machine.story.lines()
 
     def _queued(self) -> int:
-        return len(self._inbox) + self._machine.ledger.waiting
+        # On its way from the one to the other it is counted twice for a moment, and never missed.
+        return len(self._inbox) + self._intake + self._machine.ledger.waiting
 
     def _is_full(self) -> bool:
         if self._queued() < self._bound + self._slack and not self._delivery_is_late():
@@ -396,7 +408,8 @@ class LocalEngine:
         inbox = self._inbox
         if not inbox:
             return orders
-        tasks = [inbox.popleft() for _ in range(len(inbox))]
+        self._intake = len(inbox)
+        tasks = [inbox.popleft() for _ in range(self._intake)]
         options = {task: self._options.pop(task) for task in tasks if task in self._options} if self._options else {}
         return [TasksSubmitted(tasks, options), *orders]
 
@@ -449,6 +462,7 @@ class LocalEngine:
             self._limit = 0
 
     def decided(self) -> None:
+        self._intake = 0
         self._slack = self._machine.slack
         self._set_limit()  # now and not when it is done, so that callers needn't ask meanwhile
 
@@ -488,6 +502,7 @@ class LocalEngine:
             self._internal_error(error)
         finally:
             self._ended = time.monotonic()
+            self._answered.set()
             loop.close()
             with self._changed:
                 if self._wakeup is not None:
@@ -525,6 +540,8 @@ class LocalEngine:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._closed, self._limit = True, 0
+        self._answered = threading.Event()
+        self._answered.set()
         self._wakeup = None
 
 

@@ -68,6 +68,10 @@ _SILENCE = 1.0
 """Seconds from the end of a worker's stream to its death, which normally are microseconds apart; after that it is taken
 for alive and mute, and killed."""
 
+_DEAF = 10.0
+"""Seconds for a fork server to tell of a death, before it is taken for stopped, and killed with all its workers. So it
+is longer than a busy machine keeps anybody from the processor."""
+
 _POLITE = 0.05
 """Seconds that a hung worker's main thread has to write its stacks, before that is done without the GIL: see
 ``wire.messages.DUMP_SIGNAL``. They are read ``policy.DUMP_SECONDS`` after the question."""
@@ -161,6 +165,7 @@ class Loop:
         self._kills: dict[WorkerId, str] = {}  # why the pool has killed it
         self._silent: dict[WorkerId, float] = {}  # its stream is at the end, and until when its death may follow
         self._unanswered: dict[WorkerId, float] = {}  # it is to be killed, and until when its death may be told
+        self._insisted: set[WorkerId] = set()  # of these, those that we have killed ourselves
         self._orphans: dict[WorkerId, float] = {}  # its fork server was lost, and until when its stream may end
         self._asked: dict[WorkerId, tuple[int, float]] = {}  # for stacks: what it had written, and until when it may
         self._left: dict[Seq, TaskId] = {}  # dispatches that were over lately: their log records come late
@@ -297,7 +302,7 @@ class Loop:
                 if kind == wire.RETRY:
                     retry.add(Seq(number))
             elif kind == wire.READY:
-                link.base_memory = self._memory.at_start(link)
+                self._memory.weigh(link)
                 self._events.append(WorkerReady(worker))
             elif kind == wire.GIVEN_BACK:
                 self._events.append(TasksReturned(worker, Seq(number)))
@@ -355,10 +360,12 @@ class Loop:
     def _insist(self, link: Link, now: float) -> None:
         """The fork server was to kill it, and has not told of its death: it may be stopped."""
         del self._unanswered[link.worker]
-        if link.pid is not None and not link.lost:
-            # Not reaped, or we would have heard of it: the number is still its own.
-            _kill_group(link)
-            self._unanswered[link.worker] = now + _SILENCE
+        if link.worker not in self._insisted:
+            if link.pid is not None and not link.lost:
+                # Not reaped, or we would have heard of it: the number is still its own.
+                _kill_group(link)
+            self._insisted.add(link.worker)
+            self._unanswered[link.worker] = now + _DEAF
         elif self._launcher.is_open:
             self._launcher.kill_server()  # the worker is dead, and who should have told us doesn't
 
@@ -370,6 +377,7 @@ class Loop:
                 case Born(worker, pid):
                     if worker in self.links:
                         self.links[worker].pid = pid
+                        self._memory.weigh(self.links[worker])  # it may have said before that it is ready
                 case Gone(worker, exitcode, peak):
                     if worker in self.links:
                         self._exited(self.links[worker], exitcode, peak)
@@ -420,6 +428,7 @@ class Loop:
         self._events.append(WorkerExited(worker, Seq(link.watermark()), blamed))
         if watched:
             self._unwatch(link)
+        self._insisted.discard(link.worker)
         for waiting in (self._silent, self._unanswered, self._orphans):
             waiting.pop(worker, None)
         del self.links[worker]

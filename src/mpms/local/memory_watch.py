@@ -22,7 +22,7 @@ class MemoryLimits(Record):
 
 
 class MemoryWatch:
-    """Reads, says what it has seen, and remembers nothing but whether it has said that memory is short."""
+    """Reads, says what it has seen, and remembers no more than whether it has said that memory is short."""
 
     def __init__(self, limits: MemoryLimits, say: Callable[..., None], pool: str) -> None:
         self._limits = limits
@@ -30,11 +30,10 @@ class MemoryWatch:
         self._pool = pool
         self._short = False
 
-    def at_start(self, link: Link) -> int:
-        """What the worker holds now; 0 when nobody wants to know."""
-        if (self._limits.soft is None and self._limits.hard is None) or link.pid is None:
-            return 0
-        return resident_memory(link.pid) or 0
+    def weigh(self, link: Link) -> None:
+        """Note what the worker holds, as that of its start, when somebody wants to know and it can be known."""
+        if link.pid is not None and not (self._limits.soft is None and self._limits.hard is None):
+            link.base_memory = resident_memory(link.pid) or 0
 
     def look_at(self, link: Link) -> tuple[MemorySeen, str] | None:
         """How it compares, and the figures for who is killed for it; ``None`` when that can't be known."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..figures import ThreadStack, WorkerStacks
 from ..wire.board import Board, Slot, threads_of
-from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL
+from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL, STACKS_BEGIN, STACKS_END
 from . import evidence
 
 __all__ = ["stacks_of_process", "take_stacks", "thread_stacks"]
@@ -37,15 +37,19 @@ def take_stacks(pid: int, read: Callable[[], str]) -> str:
     os.kill(pid, ASK_SIGNAL)
     until = time.monotonic() + _PATIENCE
     insist = until - _PATIENCE + _POLITE
-    last = ""
+    last, insisted = "", False
     while time.monotonic() < until:
-        # Nobody tells that another process has written: it is looked at, until two looks are the same.
+        # Nobody tells that another process has written: it is looked at.
         select.select([], [], [], _PAUSE)
         text = read()[before:]
-        if text and text == last:
+        _, _, answer = text.partition(STACKS_BEGIN)
+        answer, whole, _ = answer.partition(STACKS_END)
+        if whole:
+            return answer
+        if insisted and text and text == last:  # that one has no end: two looks are the same
             return text
-        if not text and time.monotonic() > insist:
-            insist = until
+        if not text and not insisted and time.monotonic() > insist:
+            insisted = True
             os.kill(pid, DUMP_SIGNAL)
         last = text
     return last

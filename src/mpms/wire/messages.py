@@ -48,6 +48,8 @@ __all__ = [
     "RETURNED",
     "SELECT",
     "SMALL",
+    "STACKS_BEGIN",
+    "STACKS_END",
     "START_FAILED",
     "TASK",
     "TASKS",
@@ -97,7 +99,9 @@ BORN = 53  # number: worker; payload: the pid, as EXIT has the exit code
 _IS_REALTIME = hasattr(signal, "SIGRTMAX")  # programs use the signals with names
 
 ASK_SIGNAL = int(signal.SIGRTMAX) - 5 if _IS_REALTIME else int(getattr(signal, "SIGINFO", signal.SIGUSR1))
-"""Makes a worker's main thread write where its threads are, as soon as it has the GIL."""
+"""Makes a worker's main thread write where its threads are, as soon as it has the GIL, between these two lines."""
+
+STACKS_BEGIN, STACKS_END = "\nStacks:\n", "\nEnd of stacks.\n"
 
 DUMP_SIGNAL = int(signal.SIGRTMAX) - 4 if _IS_REALTIME else int(signal.SIGUSR2)
 """Makes a worker write the same at once, whoever has the GIL. If threads run Python code meanwhile, their frames change

@@ -25,7 +25,19 @@ from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error
 from ..wire.frames import Decoder, encode, keep_memory
-from ..wire.messages import ASK_SIGNAL, DUMP_SIGNAL, INTERRUPT, LIMIT, RECALL, RETIRE, START_FAILED, Birth, Job
+from ..wire.messages import (
+    ASK_SIGNAL,
+    DUMP_SIGNAL,
+    INTERRUPT,
+    LIMIT,
+    RECALL,
+    RETIRE,
+    STACKS_BEGIN,
+    STACKS_END,
+    START_FAILED,
+    Birth,
+    Job,
+)
 from ..wire.pickling import load
 from . import ends, hooks, native
 from .logs import forward_logs
@@ -172,7 +184,13 @@ def _keep_evidence(stacks: int) -> None:
     """Have crashes and ``os._exit`` write who did it to ``stacks``, and on the parent's signals where threads are."""
     faulthandler.enable(stacks, all_threads=True)
     faulthandler.register(DUMP_SIGNAL, stacks, all_threads=True, chain=False)
-    signal.signal(ASK_SIGNAL, lambda *_: faulthandler.dump_traceback(stacks, all_threads=True))
+
+    def answer(*_: object) -> None:
+        os.write(stacks, STACKS_BEGIN.encode())
+        faulthandler.dump_traceback(stacks, all_threads=True)
+        os.write(stacks, STACKS_END.encode())
+
+    signal.signal(ASK_SIGNAL, answer)
 
     def _exit(status: int) -> NoReturn:
         # Not by traceback, which reads source files: other threads would run many tasks meanwhile.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import threading
 from collections import deque
@@ -35,8 +34,7 @@ class Outbox:
     """Any thread adds; whoever gets the write lock without waiting sends all that is there."""
 
     def __init__(self, sock: socket.socket, wake_main: Callable[[], None]) -> None:
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._sock = sock  # not its number: a file of the user's may have that by now, and would take what is written
         self._wake_main = wake_main
         self._results: deque[tuple[int, int, Payload]] = deque()
         self._parts: deque[bytes] = deque()  # sent after the results
@@ -109,12 +107,12 @@ class Outbox:
 
     def _write(self, parts: list[bytes]) -> None:
         if sum(map(len, parts)) > _JOIN_MOST:
-            _write_all(self._fd, [memoryview(part) for part in parts])
+            _send_all(self._sock, [memoryview(part) for part in parts])
         elif parts:
             data = b"".join(parts)
-            sent = os.write(self._fd, data)
+            sent = self._sock.send(data)
             if sent < len(data):
-                _write_all(self._fd, [memoryview(data)[sent:]])
+                _send_all(self._sock, [memoryview(data)[sent:]])
 
     def _send_file(self, seq: int, kind: int, file: MemoryFile) -> None:
         message = file.message(kind, seq)
@@ -158,9 +156,9 @@ class Outbox:
         return parts
 
 
-def _write_all(fd: int, views: list[memoryview]) -> None:
+def _send_all(sock: socket.socket, views: list[memoryview]) -> None:
     while views:
-        sent = os.writev(fd, views)
+        sent = sock.sendmsg(views)
         while views and sent >= len(views[0]):
             sent -= len(views.pop(0))
         if views:
