@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from mpms import MPMS, TaskCancelled, WorkerCrashed
-from mpms.local import loop, memory, memory_watch
+from mpms.local import memory, memory_watch
 from mpms.local.launcher import Launcher, Report
 from mpms.local.memory_watch import MemoryWatch
 
-from .helpers import PATIENCE, announce, meet, meeting, note, noted, results, until
+from .helpers import announce, meet, meeting, note, noted, results, until
 
 _kept: list[bytes] = []
 
@@ -33,11 +33,7 @@ def grow(word: object, megabytes: int = 0, address: str = "") -> object:
     return meet(address, word) if address else word
 
 
-def test_above_the_hard_limit_a_worker_is_killed_and_the_error_has_the_figures(
-    any_method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A fork server that doesn't get to tell of the death in this time is killed, and the next worker with it.
-    monkeypatch.setattr(loop, "_SILENCE", PATIENCE)
+def test_above_the_hard_limit_a_worker_is_killed_and_the_error_has_the_figures(any_method: str) -> None:
     with (
         meeting() as place,
         MPMS(grow, processes=1, threads=1, start_method=any_method, max_memory_hard="100MB") as pool,
