@@ -154,6 +154,16 @@ def test_a_managed_parallel_is_usable_after_an_error() -> None:
             assert parallel(delayed(square)(number) for number in range(3)) == [0, 1, 4]
 
 
+def test_after_an_error_a_managed_parallel_has_its_options_still() -> None:
+    def where(_: int) -> str:
+        return threading.current_thread().name
+
+    with Parallel(n_jobs=2, backend="mpms", name="mine") as parallel:
+        with pytest.raises(ZeroDivisionError):
+            parallel(delayed(invert)(number) for number in range(5))
+        assert all("mpms-mine-" in name for name in parallel(delayed(where)(number) for number in range(3)))
+
+
 # Options
 
 
@@ -191,6 +201,11 @@ def test_one_call_at_a_time_runs_here() -> None:
         assert Parallel()(delayed(os.getpid)() for _ in range(2)) == [os.getpid()] * 2
         with pytest.raises(ValueError, match="n_jobs == 0"):
             Parallel(n_jobs=0)(delayed(square)(number) for number in range(2))
+
+
+def test_threads_of_a_managed_parallel_count_too() -> None:
+    with Parallel(n_jobs=1, backend="mpms", threads=4) as parallel:
+        assert os.getpid() not in parallel(delayed(os.getpid)() for _ in range(2))
 
 
 def test_inner_max_num_threads_bounds_native_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -19,7 +20,10 @@ __all__ = [
     "Sink",
     "Ticket",
     "WorkerHandle",
+    "log_error",
 ]
+
+_LOGGER = logging.getLogger("mpms")
 
 
 Delivered: TypeAlias = tuple[TaskId, tuple[Any, ...], Mapping[str, Any], Outcome]
@@ -73,15 +77,30 @@ class Pending(Mapping[TaskId, tuple[Any, ...]], Generic[_Kept]):
     def __init__(self, records: Mapping[TaskId, _Kept], show: Callable[[TaskId, _Kept], tuple[Any, ...]]) -> None:
         self._records = records
         self._show = show
+        self._listed: Mapping[TaskId, _Kept] = {}  # by __iter__: whoever goes through them finds each of these
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __iter__(self) -> Iterator[TaskId]:
-        return iter(list(self._records))
+        self._listed = dict(self._records)
+        return iter(self._listed)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._records
 
     def __getitem__(self, task: TaskId) -> tuple[Any, ...]:
-        return self._show(task, self._records[task])
+        record = self._records.get(task)
+        return self._show(task, self._listed[task] if record is None else record)
+
+
+def log_error(message: str, *args: object) -> None:
+    """As ``logger.exception``, on a thread that must not end by it: a handler or filter of the user's may raise, and
+    nobody is there to be told."""
+    try:
+        _LOGGER.exception(message, *args, stacklevel=2)
+    except BaseException:
+        pass
 
 
 class Refused(RuntimeError):

@@ -53,6 +53,7 @@ class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         super().__init__(**options)
         self._executor: Executor | None = None
         self._made_with: dict[str, Any] = {}
+        self._threads: int = options.get("threads", 1)  # in each process; a call may have an option of its own
         # Weak: it has this backend, and both end when the caller lets go of them.
         self._parallel: weakref.ref[Any] | None = None
 
@@ -65,8 +66,7 @@ class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many calls run at a time."""
-        threads: int = self.backend_kwargs.get("threads", 1)
-        return _processes(n_jobs) * threads
+        return _processes(n_jobs) * self._threads
 
     def configure(
         self,
@@ -80,7 +80,8 @@ class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         options = {**self.backend_kwargs, **options}
         options = {name: value for name, value in options.items() if name not in _OF_OTHERS}
         processes = _processes(n_jobs)
-        at_a_time: int = processes * options.get("threads", 1)
+        self._threads = options.get("threads", 1)
+        at_a_time = processes * self._threads
         if at_a_time == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         options.setdefault("native_threads", self._native_threads(at_a_time))
@@ -128,7 +129,7 @@ class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._made_with = {}  # not to be used again; still there for a call that is just being submitted
         parallel = self.parallel
         if ensure_ready and parallel is not None:
-            self.configure(n_jobs=parallel.n_jobs, parallel=parallel)
+            self.configure(n_jobs=parallel.n_jobs, parallel=parallel, **parallel._backend_kwargs)
 
     def _let_go(self) -> None:
         if self._executor is not None:

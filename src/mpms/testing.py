@@ -5,7 +5,6 @@ The pool is ``MPMS(worker, collector, engine=InlineEngine)``.
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import Hook, PoolConfig
-from .engine import Pending, Refused, Sink, Ticket, WorkerHandle
+from .engine import Pending, Refused, Sink, Ticket, WorkerHandle, log_error
 from .errors import PoolBroken, RemoteWorkerError, TaskCancelled
 from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
@@ -25,8 +24,6 @@ from .wire.failures import dump_error, load_error, unsendable
 from .wire.pickling import dump, load
 
 __all__ = ["FakeClock", "InlineEngine"]
-
-_LOGGER = logging.getLogger("mpms")
 
 _NEEDS_PROCESSES = (
     "start_method",
@@ -77,7 +74,7 @@ class InlineEngine:
         self._bound = config.max_pending or sys.maxsize
         self._thread = threading.Thread(target=self._run, name=f"mpms-{config.name}-collector", daemon=True)
         self._story: deque[str] = deque(maxlen=200)
-        self._changed = threading.Condition(threading.Lock())  # its lock guards all below
+        self._changed = threading.Condition()  # its lock, as in LocalEngine a reentrant one, guards all below
         self._records: dict[TaskId, _Record] = {}  # of what is not delivered
         self._queue: deque[TaskId] = deque()
         self._running: tuple[TaskId, float] | None = None  # and since when
@@ -154,7 +151,8 @@ class InlineEngine:
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+            if self._deadline is None or deadline < self._deadline:
+                self._deadline = deadline
             self._changed.notify_all()
 
     def wait_queued(self, timeout: float | None = None) -> bool:
@@ -252,7 +250,7 @@ class InlineEngine:
                 try:
                     _call(hook)
                 except BaseException:  # the user's code, SystemExit included; so below
-                    _LOGGER.exception("mpms %s: its finalizer failed", self._config.name)
+                    log_error("mpms %s: its finalizer failed", self._config.name)
         self._sink.end()
         self._ended = time.monotonic()
 
@@ -321,7 +319,7 @@ class InlineEngine:
             else:
                 ticket.settle(outcome)
         except BaseException:  # SystemExit in a collector is no reason to lose the rest
-            _LOGGER.exception("mpms: the delivery of %d outcomes failed", 1)
+            log_error("mpms: the delivery of %d outcomes failed", 1)
         self._taken += 1
 
     def _settle_queue(self, outcome: Outcome) -> None:

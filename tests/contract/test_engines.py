@@ -21,7 +21,7 @@ from mpms import (
     WorkerGracefulDie,
 )
 from mpms.config import Hook
-from mpms.engine import Delivered, Engine
+from mpms.engine import Delivered, Engine, Refused
 from mpms.ids import TaskId
 from mpms.outcome import Broken, Cancelled, Outcome, Raised, Returned
 
@@ -187,7 +187,7 @@ def test_nothing_is_accepted_after_close(make: Make) -> None:
     engine, sink = make(tasks.give)
     engine.submit((1,), {})
     engine.close()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(Refused, match="closed"):
         engine.submit((2,), {})
     engine.close()  # again: no effect
     finish(engine)
@@ -224,7 +224,7 @@ def test_stop_cancels_what_runs_and_what_waits_and_lists_it_in_order(make: Make,
     for args in waiting:
         engine.submit(args, {})
     engine.stop(0.0)
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(Refused, match="closed"):
         engine.submit((), {})
     if not make.can("kill"):
         assert not engine.wait_stopped(0.05)

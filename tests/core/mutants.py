@@ -132,14 +132,68 @@ MUTANTS = [
     Mutant(
         "lower priorities go first",
         "tasks.py",
-        "first = max(self._others, default=0)",
-        "first = min(self._others, default=0)",
+        "first = -order[0] if order else 0",
+        "first = -max(order) if order else 0",
     ),
     Mutant(
         "a negative priority goes before none",
         "tasks.py",
-        "if (plain and first < 0) or not self._others:",
-        "if not self._others:",
+        "if (plain and first < 0) or not order:",
+        "if not order:",
+    ),
+    Mutant(
+        "what was taken by its priority is counted as waiting",
+        "tasks.py",
+        "            self._prior -= 1\n",
+        "",
+    ),
+    Mutant(
+        "what is put back by its priority is not counted",
+        "tasks.py",
+        "        self._prior += 1\n",
+        "        self._prior += task not in self.tried\n",
+    ),
+    Mutant(
+        "a shortage ends a pool that has workers",
+        "machine.py",
+        "counts=not self.fleet.count(Serving)",
+        "counts=True",
+    ),
+    Mutant(
+        "a shortage never ends a pool",
+        "machine.py",
+        "counts=not self.fleet.count(Serving)",
+        "counts=False",
+    ),
+    Mutant(
+        "starts in a shortage have no pause",
+        "staffing.py",
+        "policy.start_delay(self.failures + self._setbacks)",
+        "policy.start_delay(self.failures)",
+    ),
+    Mutant(
+        "a shortage that was over lengthens the next pause",
+        "staffing.py",
+        "self.failures = self._setbacks = 0\n        if",
+        "self.failures = 0\n        if",
+    ),
+    Mutant(
+        "what slipped in after a stop is told that the pool broke",
+        "machine.py",
+        "verdict = LostCause() if self.mode.broken else AbandonedTask(started=False)",
+        "verdict = LostCause()",
+    ),
+    Mutant(
+        "a worker without threads that holds tasks has no deadline",
+        "machine.py",
+        "            self._retire(worker, now + self.limits.start_timeout)\n        elif",
+        "            self._retire(worker, None)\n        elif",
+    ),
+    Mutant(
+        "a worker that retires has no deadline when its threads have ended",
+        "machine.py",
+        "        if not threads:\n",
+        "        if not threads and isinstance(worker.phase, Serving):\n",
     ),
     Mutant(
         "the options of a task are kept for ever",
@@ -258,7 +312,7 @@ MUTANTS = [
     Mutant(
         "the pool never breaks",
         "machine.py",
-        "if self._staffing.is_hopeless:",
+        "if counts and self._staffing.is_hopeless:",
         "if False:",
     ),
     Mutant(
@@ -444,7 +498,7 @@ MUTANTS = [
     Mutant(
         "starts beyond the rate",
         "dispatch.py",
-        "min(count, int(self._tokens))",
+        "int(min(count, self._tokens))",
         "count",
     ),
     Mutant(
@@ -570,8 +624,8 @@ MUTANTS = [
     Mutant(
         "cancelled tasks count as ready",
         "tasks.py",
-        "return queued - len(self._withdrawn)",
-        "return queued",
+        "return len(self._plain) + self._prior - len(self._withdrawn)",
+        "return len(self._plain) + self._prior",
     ),
     Mutant(
         "a waiting task is cancelled twice",
@@ -600,13 +654,13 @@ MUTANTS = [
     Mutant(
         "with priorities what was taken counts as waiting",
         "tasks.py",
-        "            return task in self._plain or any(task in queue for queue in self._others.values())\n",
+        "            return task in (self._others.get(priority, ()) if priority else self._plain)\n",
         "            return True\n",
     ),
     Mutant(
         "a task with a priority can't be cancelled",
         "tasks.py",
-        "            return task in self._plain or any(task in queue for queue in self._others.values())\n",
+        "            return task in (self._others.get(priority, ()) if priority else self._plain)\n",
         "            return task in self._plain\n",
     ),
     Mutant(

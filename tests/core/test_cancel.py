@@ -584,7 +584,7 @@ def test_after_the_end_a_task_that_slipped_in_can_be_cancelled_or_is_kept() -> N
     assert isinstance(pool.machine.mode, Ended)
     assert pool.happens(TasksSubmitted([TaskId(1), TaskId(2)]), cancel(1)) == [
         *withdrawn(1),
-        Fail(TaskId(2), None, LostCause()),
+        Fail(TaskId(2), None, AbandonedTask(started=False)),
     ]
     assert pool.happens(cancel(2)) == [keep(2)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mpms.core import policy
@@ -234,6 +236,17 @@ def test_a_rate_that_was_not_used_is_not_made_up_for() -> None:
     pool.happens(after=3600.0)
     pool.submits(4)
     assert len(pool.held(1)) == 1
+
+
+def test_an_infinite_rate_is_no_limit() -> None:
+    pool = Pool(processes=1, threads=4, max_rate=math.inf).up()
+    pool.submits(9)
+    assert len(pool.held(1)) == 4
+    pool.finishes(1, *pool.held(1))
+    pool.finishes(1, *pool.held(1), after=1.0)
+    pool.finishes(1, *pool.held(1), after=1.0)
+    assert len(pool.settled()) == 9
+    assert pool.rests()
 
 
 def test_with_a_limited_rate_nothing_is_sent_in_advance() -> None:

@@ -22,6 +22,7 @@ from mpms.core.messages import (
     ReadBoard,
     ReadMemory,
     Recall,
+    Resized,
     ResultsArrived,
     Retire,
     Settle,
@@ -33,6 +34,7 @@ from mpms.core.messages import (
     WorkerDue,
     WorkerDying,
     WorkerReady,
+    WorkerUnborn,
 )
 from mpms.ids import Seq, TaskId, WorkerId
 
@@ -498,6 +500,29 @@ def test_a_worker_without_threads_that_take_tasks_does_not_wait_for_its_turn() -
     assert pool.happens(WorkerDue(W1, 0)) == [Retire(W1), StartWorker(W3)]
 
 
+def test_a_worker_that_was_sent_a_task_as_its_last_thread_ended_has_only_the_time_for_its_finalizers() -> None:
+    """A chunk is one dispatch, and as many tasks as it has items."""
+    pool = Pool(processes=1, threads=1, lifecycle=100, start_timeout=60.0).up()
+    pool.submits(2)
+    pool.finishes(1, 1)
+    assert pool.held(1) == [2]
+    pool.happens(WorkerDue(W1, 0), Closed())
+    assert pool.machine.next_deadline() == pool.now + 60.0
+    assert pool.wakes() == [Kill(W1, "grace over")]
+    pool.happens(exited(1, watermark=1))
+    pool.up()
+    assert pool.sent()[-1] == (2, 2)
+
+
+def test_a_worker_that_retires_gets_the_time_of_its_finalizers_when_its_last_thread_has_ended() -> None:
+    pool = Pool(processes=2, threads=1, lifecycle=100, start_timeout=60.0).up()
+    pool.submits(2)
+    pool.happens(Resized(1))
+    (leaver,) = pool.of(Retiring)
+    pool.happens(WorkerDue(leaver, 0))
+    assert pool.machine.fleet.workers[leaver].phase == Retiring(pool.now + 60.0)
+
+
 def test_a_worker_with_a_thread_less_gets_a_task_less() -> None:
     pool = Pool(processes=1, threads=3).up()
     pool.happens(WorkerDue(W1, 2))
@@ -667,6 +692,29 @@ def test_a_start_that_succeeds_makes_the_failures_forgotten() -> None:
     assert pool.wakes() == [StartWorker(W4)]
 
 
+def test_while_another_worker_serves_a_shortage_is_waited_for_and_never_ends_the_pool() -> None:
+    pool = Pool(processes=2, max_start_failures=1).up()
+    pool.happens(exited(2))
+    for number, pause in enumerate([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0], 3):
+        assert pool.happens(WorkerUnborn(WorkerId(number))) == []
+        before = pool.now
+        assert pool.wakes() == [StartWorker(WorkerId(number + 1))]
+        assert pool.now - before == pytest.approx(pause)
+    pool.up()
+    assert pool.serving() == [1, 11]
+    pool.happens(exited(11))
+    assert pool.happens(WorkerUnborn(WorkerId(12))) == []
+    assert pool.wakes() == [StartWorker(WorkerId(13))]
+    assert pool.now - before == pytest.approx(5.0 + 0.1)
+
+
+def test_a_shortage_in_which_nobody_serves_breaks_the_pool_in_the_end() -> None:
+    pool = Pool(processes=2, max_start_failures=2)
+    assert pool.happens(WorkerUnborn(W1), WorkerUnborn(W2), after=0.01) == []
+    assert pool.wakes() == [StartWorker(W3), StartWorker(W4)]
+    assert pool.happens(WorkerUnborn(W3), WorkerUnborn(W4)) == [Stopped(broken=True)]
+
+
 def test_a_worker_that_does_not_come_up_in_time_is_killed_and_counts_as_failed() -> None:
     pool = Pool(processes=1, start_timeout=60.0, max_start_failures=2)
     assert pool.wakes() == [Kill(W1, "start timeout")]
@@ -822,8 +870,15 @@ def test_a_task_accepted_after_the_end_has_an_outcome() -> None:
     pool = Pool(processes=1).up()
     pool.happens(Closed())
     pool.happens(exited(1))
-    assert pool.happens(TasksSubmitted([TaskId(1)])) == [Fail(TaskId(1), None, LostCause())]
+    assert pool.happens(TasksSubmitted([TaskId(1)])) == [Fail(TaskId(1), None, AbandonedTask(started=False))]
     assert pool.machine.ledger.outstanding == 0
+
+
+def test_a_task_accepted_after_the_pool_broke_is_told_so() -> None:
+    pool = Pool(processes=1).up()
+    pool.happens(Broke())
+    pool.happens(exited(1))
+    assert pool.happens(TasksSubmitted([TaskId(1)])) == [Fail(TaskId(1), None, LostCause())]
 
 
 def test_a_pool_that_has_ended_hears_nothing_more() -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mpms.core import policy
-from mpms.core.messages import Crash, DumpStacks, Fail, ReadBoard, Retire, StopRequested, TasksSubmitted, Timeout
+from mpms.core.messages import (
+    CancelRequested,
+    Crash,
+    DumpStacks,
+    Fail,
+    ReadBoard,
+    Retire,
+    StopRequested,
+    TasksSubmitted,
+    Timeout,
+)
 from mpms.ids import TaskId, TaskOptions, WorkerId
 
 from .driver import Pool, board, exited, only, pool_at_work, returned
@@ -48,6 +60,35 @@ def test_one_batch_may_have_tasks_with_and_without_options() -> None:
     pool = single()
     pool.happens(TasksSubmitted([TaskId(n) for n in (2, 3, 4)], {TaskId(3): TaskOptions(priority=1)}))
     assert rest_in_order(pool) == [3, 2, 4]
+
+
+class Unseen(dict[int, Any]):
+    """Nobody looks through it: that takes a time for each, and another thread may find it changed."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("looked through")
+
+    keys = values = items = __iter__
+
+
+def test_many_priorities_are_never_looked_through() -> None:
+    pool = Pool(processes=1, threads=3)
+    pool.machine.ledger._others = Unseen()
+    for number in range(1, 100):
+        pool.submits(1, priority=number * 37 % 100 - 50)
+    assert pool.machine.ledger.ready == 99
+    pool.happens(CancelRequested([TaskId(1)]))
+    pool.up()
+    assert pool.machine.ledger.ready == 95
+    pool.happens(exited(1, watermark=0))
+    assert pool.machine.ledger.ready == 98
+    pool.up()
+    while pool.held(2):
+        pool.finishes(2, *pool.held(2))
+    order = sorted((task for task in range(2, 100)), key=lambda task: -(task * 37 % 100))
+    assert pool.given()[3:] == order
+    assert pool.machine.ledger.ready == 0
+    assert not pool.machine.ledger._order
 
 
 def test_tasks_that_are_given_back_go_to_the_front_of_their_equals() -> None:

@@ -271,7 +271,11 @@ class World:
         count = process.counts[thread] = (process.counts[thread] or 0) + 1
         if count == self.limits.lifecycle:
             process.counts[thread] = None
-            process.outbox.append(WorkerDue(process.id, sum(c is not None for c in process.counts)))
+            left = sum(c is not None for c in process.counts)
+            process.outbox.append(WorkerDue(process.id, left))
+            if not left:
+                process.closing = True
+                process.give_back(None)
 
     def dies(self, process: Process, *, blamed: Seq | None = None, unsaid: int = 0) -> None:
         """Its last ``unsaid`` messages were not written. The pool has not heard of it so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from mpms import MPMS, Executor, PoolBroken, RemoteTraceback, TaskTimeout, Worke
 from mpms.config import Hook
 from mpms.dask import Capability, DaskEngine
 from mpms.dask.engine import ClusterEngine
+from mpms.dask.guard import Guard
 from mpms.dask.machine import Machine
 from mpms.dask.pace import Pace
 from mpms.errors import TaskCancelled
@@ -174,6 +177,55 @@ def test_a_large_function_goes_to_a_machine_once(make: Make, monkeypatch: pytest
 
         assert [executor.submit(measure).result(PATIENCE) for _ in range(4)] == [200_000] * 4
     assert len([size for size in sent if size > 200_000]) == 1
+
+
+def test_more_functions_than_a_machine_keeps(make: Make) -> None:
+    with Executor(1, threads=4, **make.for_mpms()) as executor:
+        futures = [executor.submit(functools.partial(pow, number), 2) for number in range(2000)]
+        assert [future.result(PATIENCE) for future in futures] == [number**2 for number in range(2000)]
+
+
+def test_an_answer_that_does_not_get_through_costs_its_tasks_and_no_others(make: Make, client: Client) -> None:
+    engine, sink = make(_same)
+    engine.submit((0,), {})
+    until(lambda: sink.delivered)
+    client.run(_refuse_one_answer)
+    engine.submit((1,), {})
+    until(lambda: len(sink.delivered) == 2)
+    assert isinstance(sink.outcomes()[TaskId(2)], Crashed)
+    engine.submit((2,), {})
+    finish(engine)
+    assert sink.outcomes()[TaskId(3)] == Returned(2)
+
+
+def _refuse_one_answer() -> None:
+    send = Machine._send
+
+    async def refuse(machine: Machine, answer: Any) -> None:
+        Machine._send = send  # type: ignore[method-assign]
+        raise OSError("the connection was lost")
+
+    Machine._send = refuse  # type: ignore[method-assign]
+
+
+def test_a_connection_that_was_lost_and_made_again_breaks_the_pool(make: Make, client: Client) -> None:
+    """The scheduler has let go of what the pool had there."""
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        with Executor(1, engine=DaskEngine(other)) as executor:
+            assert executor.submit(_same, 1).result(PATIENCE) == 1
+            before = other.scheduler_comm
+            other.loop.add_callback(before.comm.abort)
+            until(lambda: other.status == "running" and other.scheduler_comm not in (before, None))
+            assert isinstance(executor.submit(_same, 2).exception(PATIENCE), PoolBroken)
+
+
+def test_a_dask_worker_that_knows_itself_by_name_may_claim() -> None:
+    there = SimpleNamespace(processing_on=SimpleNamespace(address="tcp://127.0.0.1:1"))
+    guard = Guard("pool", "client")
+    guard._scheduler = SimpleNamespace(
+        tasks={"a": there}, coerce_address=lambda address: address.replace("localhost", "127.0.0.1")
+    )
+    assert guard.claim(["a"], "tcp://localhost:1") == ["a"]
 
 
 def test_a_large_argument_and_a_large_result_travel_without_a_warning(make: Make, recwarn: Any) -> None:
@@ -413,6 +465,25 @@ def test_a_slow_task_does_not_hold_up_the_outcomes_of_its_parcel(make: Make, gat
     held.open()
     finish(engine)
     assert len(sink.outcomes()) == 601
+
+
+def test_slow_tasks_in_each_of_some_parcels_do_not_keep_the_others_from_going(
+    make: Make, gate: NewGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "learn", lambda self, tasks, seconds: setattr(self, "size", 10))
+    engine, sink = make(_hold_or_same, processes=1, threads=4)
+    for number in range(300):
+        engine.submit((number,), {})
+    held, slow = [gate() for _ in range(3)], []
+    for each in held:
+        slow.append(engine.submit((each.path,), {}))
+        for number in range(300):
+            engine.submit((number,), {})
+    until(lambda: list(engine.pending()) == slow)
+    for each in held:
+        each.open()
+    finish(engine)
+    assert len(sink.outcomes()) == 1203
 
 
 # Several pools, and clusters of its own

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from mpms import MPMS, Executor, PoolBroken, TaskCancelled, WorkerCrashed
+from mpms.faces.sinks import IteratorSink
 from mpms.testing import InlineEngine
 
 from ..local.helpers import PATIENCE, until
@@ -415,6 +417,62 @@ def test_aiter_results_raises_errors_where_it_is_asked_to_and_goes_on(aio: Any) 
             assert (await results.__anext__())[1] == 0.5
             with pytest.raises(StopAsyncIteration):
                 await results.__anext__()
+
+    aio.run(main)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_that_is_raised_does_not_hold_the_arguments_of_its_task(
+    aio: Any, asynchronous: bool, uncollected: None
+) -> None:
+    class Argument:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return str, ("a",)
+
+    async def main() -> None:
+        results = pool.aiter_results(raise_errors=True)
+        with pytest.raises(TypeError):
+            await anext(results)
+
+    pool, argument = inline(invert), Argument()
+    left = weakref.ref(argument)
+    pool.put(argument)  # type: ignore[arg-type]
+    del argument
+    pool.join()
+    if asynchronous:
+        aio.run(main)
+    else:
+        with pytest.raises(TypeError):
+            next(pool.iter_results(raise_errors=True))
+    assert left() is None
+
+
+def test_who_waits_no_longer_leaves_nothing_in_an_idle_pool(aio: Any) -> None:
+    async def main() -> None:
+        async with inline() as pool:
+            sink = pool._sink
+            assert isinstance(sink, IteratorSink)
+            for _ in range(3):
+                waits = pool.aiter_results().__anext__
+                await aio.cancelled_when(lambda: until(lambda: sink._wakers), waits)
+                assert sink._wakers == []
+
+    aio.run(main)
+
+
+def test_a_start_without_a_thread_raises_and_the_next_one_works(aio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoThread:
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        pool = inline()
+        with monkeypatch.context() as patch:
+            patch.setattr("mpms.faces.aio._thread", lambda what, function: NoThread())
+            with pytest.raises(RuntimeError, match="new thread"):
+                await pool.run(double, 1)
+        assert await pool.run(double, 1) == 2
+        pool.join()
 
     aio.run(main)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,6 +126,56 @@ def test_it_has_ended_once_when_all_is_settled() -> None:
     assert ended == [bulk]
     assert [*bulk.values()] == ["0", "1", "2"]
     assert ended == [bulk]
+
+
+def test_it_has_not_ended_while_the_last_items_are_in_hand() -> None:
+    engine, ended, too_early = Engine(), list[Bulk](), list[Bulk]()
+
+    class Last:
+        def __reduce__(self) -> tuple[Any, ...]:
+            engine.run(1)  # all that was sent is done
+            too_early.extend(ended)
+            return str, ("last",)
+
+    bulk = bulk_of(engine, [1, 2, Last()], chunksize=2, ended=ended.append)
+    bulk.feed()
+    assert too_early == []
+    engine.run(2)
+    assert ended == [bulk]
+
+
+def test_what_was_interrupted_on_its_way_is_not_waited_for() -> None:
+    engine, ended = Engine(), list[Bulk]()
+
+    def interrupt(task: TaskId) -> None:
+        if task == 2:
+            raise KeyboardInterrupt
+
+    engine.meanwhile = interrupt
+    bulk = bulk_of(engine, range(10), ended=ended.append)
+    with pytest.raises(KeyboardInterrupt):
+        bulk.feed()
+    bulk.close()
+    engine.give_up(1)
+    assert ended == [bulk]
+
+
+def test_what_the_source_raises_is_gone_when_nobody_has_it(uncollected: None) -> None:
+    class Mine(Exception):
+        pass
+
+    seen: list[weakref.ref[Mine]] = []
+
+    def items() -> Iterator[int]:
+        yield from ()
+        raise Mine
+
+    values = bulk_of(Engine(), items(), eager=False).values()
+    try:
+        next(values)
+    except Mine as error:
+        seen.append(weakref.ref(error))
+    assert [ref() for ref in seen] == [None]
 
 
 def test_what_is_settled_before_submit_returns_is_taken() -> None:

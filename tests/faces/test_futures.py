@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_errors_and_cancellations(waits: bool) -> None:
     assert cancelled.done()
     with pytest.raises(concurrent.futures.CancelledError):
         cancelled.result()
+
+
+def test_an_error_does_not_hold_its_future(uncollected: None) -> None:
+    future = new()
+    future.settle(Raised(KeyError("k")))
+    left = weakref.ref(future)
+    with pytest.raises(KeyError):
+        future.result()
+    del future
+    assert left() is None
 
 
 def test_waiting_for_several_sees_those_without_a_condition() -> None:

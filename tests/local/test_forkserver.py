@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
+import socket
+from collections import Counter, deque
 from pathlib import Path
 
 import psutil
 import pytest
 
 from mpms import MPMS, PoolBroken, TaskCancelled, WorkerCrashed
+from mpms.local.forkserver import ForkServer
+from mpms.wire.frames import Decoder, encode
+from mpms.wire.messages import KILL
+from mpms.worker import main
 
 from .helpers import (
     Stopwatch,
@@ -186,6 +191,36 @@ def test_a_fork_server_is_missed_though_preload_has_forked_a_child_that_lives_on
         pool.put(1)
         pool.close()
         assert results(pool) == {1: 1}
+
+
+def lose_the_board() -> None:
+    def no_board(*_: object) -> None:
+        raise OSError("no board for you")
+
+    main.Board = no_board  # type: ignore[assignment,misc]
+
+
+def test_a_worker_that_fails_before_it_can_tell_the_pool_says_why_on_stderr(
+    method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pool = MPMS(abs, processes=1, threads=1, start_method=method, preload=lose_the_board, max_start_failures=1)
+    pool.put(1)
+    with pytest.raises(PoolBroken):
+        pool.join()
+    assert "OSError: no board for you" in capfd.readouterr().err
+
+
+def test_a_group_that_can_t_be_killed_any_more_ends_no_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError  # as macOS says of zombies
+
+    ours, theirs = socket.socketpair()
+    server = object.__new__(ForkServer)  # it would have the kernel end this process with its parent
+    server._sock, server._decoder, server._descriptors, server._pids = theirs, Decoder(), deque(), {1: 2**22 + 1}
+    with ours, theirs:
+        ours.send(encode(KILL, 1))
+        monkeypatch.setattr(os, "killpg", refuse)
+        server._read()
 
 
 def test_a_stopped_fork_server_does_not_hold_up_a_shutdown(any_method: str) -> None:

@@ -151,6 +151,27 @@ def test_an_initializer_that_raises_breaks_the_pool_with_its_own_exception(hook:
         pool.join()
 
 
+def allow_no_more_threads() -> None:
+    def start(_: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = start  # type: ignore[method-assign]
+
+
+def test_a_worker_that_may_not_start_its_threads_says_so(any_method: str) -> None:
+    pool = MPMS(
+        abs,
+        processes=1,
+        threads=2,
+        start_method=any_method,
+        process_initializer=allow_no_more_threads,
+        max_start_failures=1,
+    )
+    pool.put(1)
+    with pytest.raises(PoolBroken, match="can't start new thread"):
+        pool.join()
+
+
 def test_every_outstanding_task_has_the_break_as_its_outcome(method: str) -> None:
     got: list[Any] = []
     pool = MPMS(

@@ -16,6 +16,8 @@ from .helpers import at_full_strength, kill, note, noted, pids, results, until
 
 SIZE = 3 << 20
 
+needs_memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there they go through the socket")
+
 numpy = pytest.importorskip("numpy")
 
 
@@ -85,7 +87,7 @@ def leak(word: int, data: bytes) -> int:
     return len(data)
 
 
-@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there they go through the socket")
+@needs_memfd
 def test_a_worker_that_has_no_descriptor_left_gives_way_to_another_one(method: str) -> None:
     with MPMS(leak, processes=1, threads=1, start_method=method) as pool:
         pool.put(0, b"")
@@ -97,3 +99,25 @@ def test_a_worker_that_has_no_descriptor_left_gives_way_to_another_one(method: s
         got = results(pool)
         assert first not in pids(pool)
     assert got == {0: 0, 1: SIZE, 2: SIZE}
+
+
+def measured(word: int, data: bytes) -> tuple[int, int]:
+    return len(data), os.getpid()
+
+
+def have_little_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (32 << 20), resource.RLIM_INFINITY))
+
+
+@needs_memfd
+def test_an_argument_for_which_a_worker_has_no_memory_costs_that_task_only(method: str) -> None:
+    with MPMS(measured, processes=1, threads=1, start_method=method, thread_initializer=have_little_memory) as pool:
+        pool.put(1, bytes(1 << 20))
+        pool.put(2, bytes(64 << 20))
+        pool.put(3, bytes(1 << 20))
+        pool.close()
+        got = results(pool)
+    assert isinstance(got[2], MemoryError)
+    assert got[1] == got[3]
+    assert got[1][0] == 1 << 20

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from mpms.ids import WorkerId
+from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Parcel, open_link
 from mpms.wire.board import Board, board_size
@@ -310,3 +313,41 @@ def test_the_board_and_the_stacks_are_shared(pair: Pair) -> None:
     os.write(peer.stacks, b"more")
     assert link.stacks().endswith("more")
     board.close()
+
+
+# Shortages
+
+
+def descriptors_open() -> set[int]:
+    return {fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """So many can be opened, and no more."""
+    used, limits = descriptors_open(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = [fd for fd in range(len(used) + count + max(used)) if fd not in used][count]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_a_link_for_which_too_few_descriptors_are_left_leaves_none_open(count: int) -> None:
+    before = descriptors_open()
+    with descriptors_left(count), pytest.raises(OSError, match="Errno 24"):
+        open_link(WorkerId(1), "mpms-link-p1", 3)
+    assert descriptors_open() == before
+
+
+def test_a_link_for_which_no_memory_is_left_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def board(fd: int, threads: int) -> Board:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    before = descriptors_open()
+    monkeypatch.setattr(link_module, "Board", board)
+    with pytest.raises(OSError, match="no memory"):
+        open_link(WorkerId(1), "mpms-link-p1", 3)
+    assert descriptors_open() == before

@@ -148,6 +148,27 @@ def test_what_does_not_travel_becomes_text(method: str, app: Records) -> None:
     assert (own.getMessage(), own.mpms_task) == ("of a thread of its own", None)  # type: ignore[attr-defined]
 
 
+def log_in_a_fork(word: int) -> int:
+    pid = os.fork()
+    if not pid:
+        APP.info("not that much")
+        APP.warning("said by a fork of %d", word)
+        os._exit(7)
+    APP.info("said by %d itself", word)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_what_a_task_forks_logs_to_stderr_and_lives_on(
+    any_method: str, app: Records, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with MPMS(log_in_a_fork, processes=1, threads=1, start_method=any_method, forward_logs=True) as pool:
+        pool.put(5)
+        pool.close()
+        assert results(pool) == {5: 7}
+    assert app.messages() == ["said by 5 itself"]
+    assert capfd.readouterr().err == "said by a fork of 5\n"
+
+
 def log_in_a_hook(word: str) -> None:
     APP.info(word)
 

@@ -18,7 +18,7 @@ import pytest
 
 from mpms import MPMS
 from mpms.figures import ThreadStack, WorkerStacks
-from mpms.local.stacks import take_stacks
+from mpms.local.stacks import _memory_files, stacks_of_process, take_stacks
 from mpms.wire.messages import ASK_SIGNAL
 
 from .helpers import (
@@ -145,6 +145,20 @@ def test_to_be_asked_again_and_again_while_it_computes_harms_no_worker(method: s
         assert sorted(result for _, result in pool.iter_results()) == list(range(4))
         assert len({guest.pid for guest in guests}) == 1
         assert seen >= 8
+
+
+def test_the_answers_do_not_fill_the_memory(any_method: str) -> None:
+    with meeting() as place, MPMS(meet_here, processes=1, threads=1, start_method=any_method) as pool:
+        pool.put(1, place.address)
+        guest = place.arrive()
+        [(_, file)] = _memory_files(guest.pid).values()
+        for _ in range(2):
+            with file.open("ab") as answers:
+                answers.write(b"an answer\n" * 110_000)
+            [thread] = tasks(stacks_with_tasks(pool, {1})).values()
+            assert "in meet_here" in thread.stack
+            assert file.stat().st_size < 100_000
+        guest.release()
 
 
 def ask_in_this_thread(word: int, address: str) -> object:
@@ -385,3 +399,18 @@ def test_threads_that_ask_at_the_same_time_all_get_an_answer(method: str) -> Non
         assert len(answers) == 4
         assert all("in meet_here" in tasks(answer)[1].stack for answer in answers)
         guest.release()
+
+
+@pytest.mark.parametrize("name", ["ä" * 300, "before\0after", "half a pair \ud800"])
+def test_any_name_of_a_pool_will_do(method: str, name: str) -> None:
+    """Also one that is too long for a file."""
+    with meeting() as place, MPMS(meet_here, processes=2, threads=1, start_method=method, name=name) as pool:
+        for word in range(2):
+            pool.put(word, place.address)
+        guests = place.arrivals(2)
+        found = stacks_of_process(os.getpid())
+        assert {worker.pid for worker in found} == {guest.pid for guest in guests}
+        assert {worker.name[-3:] for worker in found} == {"-p1", "-p2"}
+        assert {worker.threads[0].dispatch for worker in found} == {1, 2}  # by the board of each
+        for guest in guests:
+            guest.release()

@@ -50,6 +50,7 @@ class Process:
         self.exitcode: int | None = None
         self.killed = False  # by SIGKILL, whoever sent it
         self.frozen = False  # by SIGSTOP
+        self.stuck = False  # in a call that can't be interrupted
         self.mute = False  # a task has closed its descriptors
         self.memory = 100
         self.ready = False
@@ -166,7 +167,14 @@ class Process:
 
     def kill(self) -> None:
         self.killed = True
-        self.die(-9)
+        if not self.stuck:
+            self.die(-9)
+
+    def come_back(self) -> None:
+        """From the call."""
+        self.stuck = False
+        if self.killed:
+            self.die(-9)
 
     def hang_up(self) -> None:
         """Nobody has the other ends of its sockets any more."""
@@ -302,6 +310,8 @@ class Process:
             if self._threads[slot] == self.world.limits.lifecycle:
                 del self._threads[slot]
                 self.say(wire.DUE, len(self._threads))
+                if not self._threads:
+                    self._retire()
         self._look_soon()
         self._end_if_done()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,7 @@ from mpms.core.machine import Ended
 from mpms.core.messages import AbandonedTask, Crash, LostCause, Timeout
 from mpms.core.policy import DUMP_SECONDS
 from mpms.ids import Seq, TaskId, WorkerId
+from mpms.local.link import Link
 from mpms.outcome import Crashed, TimedOut
 from mpms.wire.messages import RESULTS, RETURNED
 
@@ -485,3 +487,55 @@ def test_a_worker_that_sends_nonsense_is_killed_and_costs_nobody_else(new_pool: 
         for seq in list(process.running):
             process.finish(seq)
     end(world)
+
+
+def test_a_worker_that_was_killed_and_does_not_end_costs_nobody_else(new_pool: NewPool) -> None:
+    world = up(new_pool(processes=2), tasks=2)
+    stuck, other = worker(world, 1), worker(world, 2)
+    stuck.stuck = True
+    stuck.say(RESULTS, 1, b"nonsense")
+    world.run(15.0)
+    assert [type(verdict) for verdict in world.host.verdicts.values()] == [Crash]
+    assert list(world.loop.links) == [2, 3]
+    assert other.running
+    stuck.come_back()  # to its end, of which the fork server tells then
+    world.run(1.0)
+    assert [process.id for process in world.alive()] == [2, 3]
+    for seq in list(other.running):
+        other.finish(seq)
+    end(world)
+    assert len(world.host.results) == 1
+
+
+def test_workers_of_a_fork_server_that_was_stopped_are_replaced_with_it(new_pool: NewPool) -> None:
+    """It reaps nobody and tells of no death: that is no worker which does not end, though its stream goes on."""
+    habits = Habits()
+    habits.heir = lambda: NEVER  # type: ignore[method-assign]
+    world = up(new_pool(habits, processes=2), tasks=2)
+    assert world.server is not None
+    world.server.frozen = True
+    worker(world, 1).say(RESULTS, 1, b"nonsense")
+    world.run(15.0)
+    assert [type(verdict) for verdict in world.host.verdicts.values()] == [Crash, Crash]
+    assert [process.id for process in world.alive()] == [4, 5]  # 3 was asked for in vain
+    end(world)
+
+
+def test_a_worker_for_which_nothing_is_left_is_started_later(new_pool: NewPool) -> None:
+    world = up(new_pool(processes=2, max_start_failures=1), tasks=2)
+    before, errors = world.launcher.start, [OSError(errno.EMFILE, "no descriptor"), OSError(errno.ENOMEM, "no memory")]
+
+    def start(worker: WorkerId, name: str) -> Link:
+        if errors:
+            raise errors.pop()
+        return before(worker, name)
+
+    world.launcher.start = start  # type: ignore[method-assign]
+    worker(world, 1).die(-9)
+    world.run(1.0)
+    assert [process.id for process in world.alive()] == [2, 5]
+    for process in world.alive():
+        for seq in list(process.running):
+            process.finish(seq)
+    end(world)
+    assert len(world.host.results) == 1

@@ -150,17 +150,18 @@ class World:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """What the modules ask of the system, they ask of this world."""
-        before = launcher.open_link, launcher.os, loop.os, memory_watch.resident_memory
+        before = launcher.open_link, launcher.os, loop.os, loop.is_alive, memory_watch.resident_memory
         numbers = link.SMALL, link._FUNCTIONS_MOST
         launcher.open_link = self._open_link
         launcher.os = SimpleNamespace(getcwd=lambda: "/", environ={})  # type: ignore[assignment]
         loop.os = SimpleNamespace(killpg=self._killpg)  # type: ignore[assignment]
+        loop.is_alive = lambda pid: (process := self._of(pid)) is not None and not process.gone
         memory_watch.resident_memory = self._resident_memory
         link.SMALL, link._FUNCTIONS_MOST = self.habits.small, self.habits.functions
         try:
             yield
         finally:
-            launcher.open_link, launcher.os, loop.os, memory_watch.resident_memory = before  # type: ignore[assignment]
+            launcher.open_link, launcher.os, loop.os, loop.is_alive, memory_watch.resident_memory = before  # type: ignore[assignment]
             link.SMALL, link._FUNCTIONS_MOST = numbers
 
     # What the loop and the launcher ask for

@@ -16,6 +16,7 @@ import pytest
 from mpms.wire import files
 from mpms.wire.files import FILED, MemoryFile, Receiver, pack, send_file
 from mpms.wire.frames import HEADER, Message, encode
+from mpms.wire.pickling import load
 
 LARGE = 1 << 19
 
@@ -182,6 +183,29 @@ def test_without_room_for_a_mapping_it_is_read(
     [(_, _, payload)], _ = Receiver(theirs).read()
     assert payload == b"a" * LARGE
     memoryview(payload)[:1] = b"b"
+
+
+def test_without_memory_for_one_it_is_told_when_it_is_loaded_and_the_next_one_arrives(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: bytes) -> bytearray:
+        raise MemoryError
+
+    ours, theirs = pair
+    file = filed(b"a" * LARGE)
+    send_file(ours, file.message(2, 7), file)
+    ours.sendall(encode(1, 8, b"next"))
+    receiver = Receiver(theirs)
+    system = files._system().replace(mmap=lambda *_: files._FAILED)
+    monkeypatch.setattr(files, "_system", lambda: system)
+    monkeypatch.setattr(files, "bytearray", no_memory, raising=False)
+    messages, _ = receiver.read()
+    if len(messages) < 2:
+        messages += receiver.read()[0]
+    assert [(kind, number) for kind, number, _ in messages] == [(2, 7), (1, 8)]
+    with pytest.raises(MemoryError, match="no memory for the payload"):
+        load(messages[0][2])
+    assert receiver.broken is None
 
 
 def test_a_file_that_is_shorter_than_was_said_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -218,6 +218,56 @@ def test_an_error_that_cannot_travel_is_told_of_by_one_that_can(error: BaseExcep
         assert loaded.detail.endswith("repr=<no repr: SystemExit>")
 
 
+class Loose(Exception):
+    """Has whatever attribute it is asked for, or fails in a way that nobody expects."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+def test_an_error_whose_attributes_can_t_be_looked_up_travels_with_where_it_was_raised() -> None:
+    loaded = load_error(dump_error(_raised(Loose("word"))))
+    assert "in _raised" in str(loaded.__cause__)
+    assert "Loose: " in str(loaded.__cause__)
+
+
+def test_notes_that_are_none_do_no_harm() -> None:
+    error = ValueError("word")
+    error.__notes__ = 5  # type: ignore[attr-defined,unused-ignore]
+    assert "in _raised" in str(load_error(dump_error(_raised(error))).__cause__)
+
+
+class Frozen(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} can't be set")
+
+    def __reduce__(self) -> Any:
+        return Frozen, self.args
+
+
+def test_an_error_that_refuses_attributes_travels_with_its_causes_and_notes() -> None:
+    inner, outer = Frozen("inner"), Frozen("outer")
+    BaseException.__setattr__(outer, "__notes__", ["a note"])
+    try:
+        try:
+            raise inner
+        except Frozen as cause:
+            raise KeyError("between") from cause
+    except KeyError as cause:
+        BaseException.__setattr__(outer, "__cause__", cause)
+    loaded = load_error(dump_error(_raised(outer)))
+    assert repr(loaded) == "Frozen('outer')"
+    assert loaded.__notes__ == ["a note"]  # type: ignore[attr-defined,unused-ignore]
+    assert loaded.__cause__ is not None
+    between = loaded.__cause__.__cause__
+    assert between is not None
+    assert (repr(between), repr(between.__cause__)) == ("KeyError('between')", "Frozen('inner')")
+
+
+def test_a_problem_that_has_no_text_is_named() -> None:
+    assert "error=Unspeakable: <no text: SystemExit>" in unsendable(1, Unspeakable()).detail
+
+
 def test_what_is_told_of_a_huge_value_is_short() -> None:
     error = unsendable("x" * 1_000_000, ValueError("too large"), "t" * 1_000_000)
     assert len(error.detail) < 10_000

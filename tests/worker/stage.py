@@ -19,7 +19,7 @@ from mpms.worker.slots import Slots
 
 from ..wire.single import single
 
-__all__ = ["PATIENCE", "Held", "NewStage", "Stage", "values"]
+__all__ = ["PATIENCE", "Held", "NewStage", "Stage", "Watched", "values"]
 
 PATIENCE = 60.0
 
@@ -123,6 +123,31 @@ class Held:
     def wait_for(self, *numbers: int) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: set(numbers) <= set(self.began), PATIENCE)
+
+
+class Watched:
+    """A lock that tells when somebody is about to wait for it."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._tell = tell
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if self._lock.acquire(False):
+            return True
+        if blocking:
+            self._tell()
+            assert self._lock.acquire(timeout=PATIENCE)
+        return blocking
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 NewStage = Callable[..., Stage]

@@ -24,6 +24,7 @@ from mpms.worker.outbox import LINGER, TEND, Outbox
 
 from ..wire.single import single
 from .conftest import Ends
+from .stage import Watched
 
 
 class Reader(threading.Thread):
@@ -333,7 +334,62 @@ def test_many_results_are_sent_though_one_message_does_not_take_them_all(
     assert sorted(seq for _, seq, _ in single(reader.messages)) == list(range(1_000))
 
 
+def test_results_for_which_there_is_no_memory_now_are_sent_later(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: list[Result]) -> bytes:
+        raise MemoryError
+
+    theirs, ours = pair
+    box = Outbox(theirs, _never)
+    sent = [(RETURNED, seq, b"x") for seq in range(3)]
+    for kind, seq, payload in sent:
+        box.add_result(seq, kind, payload)
+    with monkeypatch.context() as patched:
+        patched.setattr(outbox, "pack_results", no_memory)
+        with pytest.raises(MemoryError):
+            box.flush()
+    box.flush()
+    assert list(single(Decoder().feed(ours.recv(1 << 16)))) == sent
+
+
 # Ends
+
+
+def test_who_ends_waits_for_who_is_sending() -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    taken: list[bytes] = []
+
+    def send(data: bytes) -> int:
+        writing.set()
+        assert go_on.wait(60)
+        taken.append(data)
+        return len(data)
+
+    sock: Any = SimpleNamespace(send=send)
+    box = Outbox(sock, _never)
+    box._writing = Watched(go_on.set)  # type: ignore[assignment]
+    box.add(b"first")
+    writer = threading.Thread(target=box.flush)
+    writer.start()
+    assert writing.wait(60)
+    box.add(b"second")
+    box.finish()
+    assert taken == [b"first", b"second"]
+    writer.join(60)
+
+
+def test_a_send_that_fails_half_way_ends_the_worker(worker_ends: Ends) -> None:
+    def send(_: bytes) -> int:
+        raise MemoryError
+
+    sock: Any = SimpleNamespace(send=send)
+    box = Outbox(sock, _never)
+    box.add_result(1, RETURNED, b"x")
+    with pytest.raises(SystemExit):
+        box.flush()
+    [(name, code, _)] = worker_ends.take()
+    assert (name, code) == ("die", ends.INTERNAL)
 
 
 def test_a_parent_that_is_gone_ends_the_worker(pair: tuple[socket.socket, socket.socket], worker_ends: Ends) -> None:

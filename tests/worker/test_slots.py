@@ -18,7 +18,7 @@ from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_F
 from mpms.worker import ends
 
 from .conftest import Ends
-from .stage import PATIENCE, Held, NewStage, values
+from .stage import PATIENCE, Held, NewStage, Watched, values
 
 # Running
 
@@ -243,10 +243,22 @@ def test_no_thread_runs_more_than_its_share_and_each_says_when_it_is_through(sta
     assert [number for kind, number, _ in got if kind == DUE] == [1, 0]
     slots.join()
     assert sorted(by_thread.values()) == [3, 3]
-    slots.slots.retire()  # it is the parent's to say, and then the rest comes back
-    rest = slots.collect(GIVEN_BACK)
+    rest = slots.collect(GIVEN_BACK)  # unasked: nobody is left to take it
     assert rest[-1][:2] == (GIVEN_BACK, 7)
     assert sorted(seq for kind, seq, _ in [*got, *rest] if kind == RETURNED) == list(range(1, 7))
+
+
+def test_a_worn_worker_gives_back_what_comes_late_before_it_runs_finalizers(stage: NewStage) -> None:
+    last, end = threading.Event(), threading.Event()
+    slots = stage(abs, lifecycle=1, thread_finalizer=(lambda: (last.set(), end.wait(PATIENCE)), ()))
+    slots.ready()
+    slots.send(1)
+    assert [message[:2] for message in slots.collect(GIVEN_BACK)] == [(RETURNED, 1), (DUE, 0), (GIVEN_BACK, 2)]
+    assert last.wait(PATIENCE)
+    with pytest.raises(BrokenPipeError):
+        slots.send(2)  # it is not taken for read: the parent has it back already
+    end.set()
+    slots.join()
 
 
 def test_a_result_that_asks_for_the_end_gives_back_the_rest_and_then_says_so(stage: NewStage) -> None:
@@ -286,6 +298,25 @@ def test_an_initializer_that_fails_is_reported_and_ends_the_process(stage: NewSt
     error = load_error(payload)
     assert repr(error) == "ValueError('no licence')"
     assert "in fail" in str(error.__cause__)
+    assert worker_ends.take() == [("real_exit", ends.START_FAILED)]
+
+
+def test_an_initializer_that_fails_is_reported_though_somebody_is_sending(stage: NewStage, worker_ends: Ends) -> None:
+    ready, waiting = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        assert ready.wait(PATIENCE)
+        raise ValueError("no licence")
+
+    slots = stage(abs, thread_initializer=(fail, ()))
+    writing = Watched(waiting.set)
+    slots.slots._outbox._writing = writing  # type: ignore[assignment]
+    with writing:
+        ready.set()
+        assert waiting.wait(PATIENCE)
+        assert worker_ends.calls == []
+    assert slots.next()[0] == START_FAILED
+    slots.join()
     assert worker_ends.take() == [("real_exit", ends.START_FAILED)]
 
 

@@ -202,7 +202,7 @@ class Dispatcher:
 
     def _allowed(self, count: int) -> int:
         """How many of ``count`` starts a limited rate allows now."""
-        return count if self._limits.max_rate is None else min(count, int(self._tokens))
+        return count if self._limits.max_rate is None else int(min(count, self._tokens))
 
     def _refill(self, now: float) -> None:
         """Tokens fill a bucket at the rate, and each start takes one."""

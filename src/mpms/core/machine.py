@@ -54,6 +54,7 @@ from .messages import (
     WorkerDying,
     WorkerExited,
     WorkerReady,
+    WorkerUnborn,
 )
 from .staffing import Staffing
 from .story import Story
@@ -89,6 +90,8 @@ class Breaking(Record):
 
 class Ended(Record):
     """Every task is settled, and no worker lives."""
+
+    broken: bool
 
 
 Mode: TypeAlias = Open | Closing | Stopping | Abandoning | Breaking | Ended
@@ -199,6 +202,8 @@ class PoolMachine:
                 self._retire(self.fleet.workers.get(worker), now + self.limits.grace)
             case WorkerExited():
                 self._exited(event, now)
+            case WorkerUnborn(worker):
+                self._unborn(worker, now)
             case BoardSeen():
                 self._board(event, now)
             case MemorySeen():
@@ -271,13 +276,14 @@ class PoolMachine:
 
     def _due(self, id: WorkerId, threads: int, now: float) -> None:
         worker = self.fleet.workers.get(id)
-        if worker is None or not isinstance(worker.phase, Serving):
+        if worker is None:
             return
         worker.threads = threads
-        if threads:
+        if not threads:
+            # Nobody in it takes tasks: it can't wait for its turn. Whatever it was sent, only its finalizers run.
+            self._retire(worker, now + self.limits.start_timeout)
+        elif isinstance(worker.phase, Serving):
             worker.phase = worker.phase.replace(due=now)
-        else:
-            self._retire(worker, None)  # nobody in it takes tasks: it can't wait for its turn
 
     def _memory(self, event: MemorySeen, now: float) -> None:
         worker = self.fleet.workers.get(event.worker)
@@ -352,6 +358,12 @@ class PoolMachine:
             case _:
                 pass
 
+    def _unborn(self, id: WorkerId, now: float) -> None:
+        worker = self.fleet.workers.pop(id, None)
+        if worker is not None:
+            # While another one serves, the pool can wait for as long as it takes.
+            self._start_failed(worker, now, counts=not self.fleet.count(Serving))
+
     def _link_lost(self, id: WorkerId, now: float) -> None:
         worker = self.fleet.workers.get(id)
         if worker is None:
@@ -360,9 +372,9 @@ class PoolMachine:
             self._start_failed(worker, now)
         self._kill(worker, "link lost")
 
-    def _start_failed(self, worker: Worker, now: float) -> None:
-        self._staffing.start_failed(worker, now)
-        if self._staffing.is_hopeless:
+    def _start_failed(self, worker: Worker, now: float, *, counts: bool = True) -> None:
+        self._staffing.start_failed(worker, now, counts=counts)
+        if counts and self._staffing.is_hopeless:
             self._break()
 
     # Ends
@@ -411,8 +423,9 @@ class PoolMachine:
 
     def _advance(self, now: float) -> None:
         if isinstance(self.mode, Ended):
+            verdict = LostCause() if self.mode.broken else AbandonedTask(started=False)
             for task in self.ledger.drop_all():  # accepted just before the news got about
-                self._fates.fail(task, None, LostCause())
+                self._fates.fail(task, None, verdict)
             return
         self.ledger.wake(now)
         for worker in list(self.fleet.workers.values()):
@@ -434,8 +447,8 @@ class PoolMachine:
             case _:
                 self._staff(now)
         if not isinstance(self.mode, Open) and not self.fleet.workers and not self.ledger.outstanding:
-            self._out.append(Stopped(broken=isinstance(self.mode, Breaking)))
-            self.mode = Ended()
+            self.mode = Ended(broken=isinstance(self.mode, Breaking))
+            self._out.append(Stopped(self.mode.broken))
 
     def _staff(self, now: float) -> None:
         needed = self._needs_workers()

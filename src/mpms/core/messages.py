@@ -49,6 +49,7 @@ __all__ = [
     "WorkerDying",
     "WorkerExited",
     "WorkerReady",
+    "WorkerUnborn",
 ]
 
 
@@ -117,6 +118,12 @@ class WorkerExited(Record):
     blamed: Seq | None = None
 
 
+class WorkerUnborn(Record):
+    """There was no descriptor, memory or process left to start it: that may be over soon."""
+
+    worker: WorkerId
+
+
 class BoardSeen(Record):
     """What a worker's threads run now, and since when: the answer to :class:`ReadBoard`."""
 
@@ -173,6 +180,7 @@ Event: TypeAlias = (
     | WorkerDue
     | WorkerDying
     | WorkerExited
+    | WorkerUnborn
     | BoardSeen
     | MemorySeen
     | FreeMemorySeen

@@ -20,6 +20,7 @@ class Staffing:
         self._limits = limits
         self._ledger = ledger
         self._fleet = fleet
+        self._setbacks = 0  # likewise, of those that aren't counted
         self._failed_at: float | None = None
         self._barren = 0  # workers in a row that came up and ended without having done anything, unasked
         self._start_at: float | None = None  # no start before this, after failed ones
@@ -29,7 +30,7 @@ class Staffing:
 
     def came_up(self) -> None:
         """A worker is ready."""
-        self.failures = 0
+        self.failures = self._setbacks = 0
         if self._barren <= self._fleet.size:
             self._start_at = None
 
@@ -37,12 +38,14 @@ class Staffing:
         """A worker has finished a task."""
         self._barren = 0
 
-    def start_failed(self, worker: Worker, now: float) -> None:
+    def start_failed(self, worker: Worker, now: float, *, counts: bool = True) -> None:
+        """It is tried again after a pause; a failure that ``counts`` is one of those of which so many end the pool."""
         # Those that were born together fail together, and that is one failure.
         if self._failed_at is None or worker.born >= self._failed_at:
-            self.failures += 1
+            self.failures += counts
+            self._setbacks += not counts
             self._failed_at = now
-            self._start_at = now + policy.start_delay(self.failures)
+            self._start_at = now + policy.start_delay(self.failures + self._setbacks)
 
     @property
     def is_hopeless(self) -> bool:

@@ -24,8 +24,16 @@ class Story:
     def lines(self) -> list[str]:
         return [
             f"{now:.6f} {', '.join(map(_short, events)) or 'time'}" + "".join(f" -> {_short(e)}" for e in effects)
-            for now, events, effects in list(self._steps)
+            for now, events, effects in self._so_far()
         ]
+
+    def _so_far(self) -> list[tuple[float, Sequence[Event], Sequence[Effect]]]:
+        """For callers, while the supervisor adds."""
+        while True:
+            try:
+                return list(self._steps)
+            except RuntimeError:  # it did, meanwhile; without a GIL
+                continue
 
 
 def _short(thing: object) -> str:

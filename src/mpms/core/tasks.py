@@ -31,6 +31,8 @@ class Ledger:
         self.retried = 0
         self._plain: deque[TaskId] = deque()  # those that are ready, of priority 0
         self._others: dict[int, deque[TaskId]] = {}  # likewise, by priority; none is empty
+        self._order: list[int] = []  # a heap of their priorities, negated
+        self._prior = 0  # how many are in them: callers ask, while the supervisor changes them
         self._withdrawn: set[TaskId] = set()  # those that are settled, and still in one of the two
         self._newest = TaskId(0)  # that was ever taken from the plain ones, which come in their order
         self._back: set[TaskId] = set()  # those that were taken, and are in one of the two again
@@ -43,8 +45,7 @@ class Ledger:
     @property
     def ready(self) -> int:
         """How many could be given to any worker now."""
-        queued = len(self._plain) + (sum(map(len, self._others.values())) if self._others else 0)
-        return queued - len(self._withdrawn)
+        return len(self._plain) + self._prior - len(self._withdrawn)
 
     @property
     def waiting(self) -> int:
@@ -58,7 +59,7 @@ class Ledger:
         self.options.update(options)
         self._mixed = self._mixed or any(own.priority for own in options.values())
         for task in tasks:
-            self._queue(task).append(task)
+            self._queue_for(task).append(task)
 
     def take(self, count: int) -> list[TaskId]:
         """The next ``count`` ready tasks, at the most: higher priorities first, then older ones."""
@@ -71,7 +72,7 @@ class Ledger:
 
     def _pop(self, count: int) -> list[TaskId]:
         plain = self._plain
-        if not self._others:
+        if not self._order:
             tasks = [plain.popleft() for _ in range(min(count, len(plain)))]
             if tasks and tasks[-1] > self._newest:
                 self._newest = tasks[-1]
@@ -82,18 +83,19 @@ class Ledger:
         return tasks
 
     def _pop_by_priority(self, count: int) -> list[TaskId]:
-        plain = self._plain
+        plain, order = self._plain, self._order
         tasks: list[TaskId] = []
-        while len(tasks) < count and (plain or self._others):
-            first = max(self._others, default=0)
-            if (plain and first < 0) or not self._others:
+        while len(tasks) < count and (plain or order):
+            first = -order[0] if order else 0
+            if (plain and first < 0) or not order:
                 tasks.append(plain.popleft())
                 self._newest = max(self._newest, tasks[-1])
                 continue
             queue = self._others[first]
             tasks.append(queue.popleft())
+            self._prior -= 1
             if not queue:
-                del self._others[first]
+                del self._others[-heappop(order)]
         return tasks
 
     def withdraw(self, task: TaskId) -> bool:
@@ -115,13 +117,14 @@ class Ledger:
     def _is_ready(self, task: TaskId) -> bool:
         # Looking through the queues takes 10 ns a task of a million; a pool that has no priorities can do without.
         if self._mixed:
-            return task in self._plain or any(task in queue for queue in self._others.values())
+            priority = self.of(task).priority
+            return task in (self._others.get(priority, ()) if priority else self._plain)
         return task > self._newest or task in self._back
 
     def put_back(self, tasks: Iterable[TaskId]) -> None:
         """To the front of their equals, in their order: they had their turn already."""
         for task in reversed(list(tasks)):
-            queue = self._queue(task)
+            queue = self._queue_for(task)
             queue.appendleft(task)
             if queue is not self.suspects:
                 self._back.add(task)
@@ -143,11 +146,18 @@ class Ledger:
             due.append(heappop(self.delayed)[1])
         self.put_back(due)
 
-    def _queue(self, task: TaskId) -> deque[TaskId]:
+    def _queue_for(self, task: TaskId) -> deque[TaskId]:
+        """Where it is to be put now; it is counted already."""
         if task in self.isolated:
             return self.suspects
         priority = self.of(task).priority if self.options else 0
-        return self._plain if not priority else self._others.setdefault(priority, deque())
+        if not priority:
+            return self._plain
+        self._prior += 1
+        if priority not in self._others:
+            self._others[priority] = deque()
+            heappush(self._order, -priority)
+        return self._others[priority]
 
     def of(self, task: TaskId) -> TaskOptions:
         return self.options.get(task, _PLAIN)

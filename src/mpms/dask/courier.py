@@ -49,6 +49,9 @@ _SMALL_FUNCTION = 1 << 14
 _ODD_ENDS_MOST = 5
 """Parcels in a row that Dask could not run at all, after which the pool is broken."""
 
+_FRESH_SECONDS = 0.1
+"""After so long a parcel doesn't count as one that is on its way: see ``machine._SLICE_SECONDS``."""
+
 _HALT_SECONDS = 0.15  # that the scheduler has to say what was claimed
 _KILL_SECONDS = 0.2  # that machines then have to kill what runs, and to say so
 _BACKOFF_MOST = 60.0
@@ -115,6 +118,8 @@ class _Sent:
 
     key: str
     tasks: set[TaskId]
+    fresh: bool = True
+    """Whether it may still be on its way. Later, what had not started was given back, and the rest holds threads."""
 
 
 class Courier:
@@ -255,7 +260,11 @@ class Courier:
         if self._halted:
             return
         parcels: list[tuple[_Sent, bytes]] = []
-        while self._ready and (room := self._pace.room(self.counts.machines, len(self._sent), len(self._out))) > 0:
+        fresh = sum(sent.fresh for sent in self._sent.values())
+        while self._ready:
+            room = self._pace.room(self.counts.machines, fresh + len(parcels), len(self._out))
+            if room <= 0:
+                break
             parcels.append(self._pack(self._take(min(room, self._pace.size))))
         if not parcels:
             return
@@ -266,6 +275,13 @@ class Courier:
         for (sent, _), future in zip(parcels, futures, strict=True):
             self._futures[sent.key] = future
             self._spawn(self._watch(sent, future))
+            self._loop.call_later(_FRESH_SECONDS, self._set_aside, sent)
+
+    def _set_aside(self, sent: _Sent) -> None:
+        """Slow tasks among quick ones are not to keep others from going."""
+        sent.fresh = False
+        if self._ready and self._is_open(sent):
+            self.step()
 
     def _take(self, most: int) -> list[TaskId]:
         tasks, size = list[TaskId](), 0
@@ -363,9 +379,9 @@ class Courier:
             self._requeue(key)
             return
         self._odd_ends = 0
-        for task, outcome in answer.outcomes:
-            if task not in self._out:
-                continue  # it has its outcome: its machine was taken for lost
+        for key, task, outcome in answer.outcomes:
+            if task not in self._out or (isinstance(outcome, GivenBack) and self._out[task] != key):
+                continue  # its machine was taken for lost: it has its outcome, or is with another one
             if not isinstance(outcome, GivenBack):
                 self._settle(task, outcome, answer.machine)
             elif self._halted:

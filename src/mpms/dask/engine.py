@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client
 
 from ..config import PoolConfig
-from ..engine import Pending, Sink, Ticket, WorkerHandle
+from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from ..ids import TaskId, TaskOptions
@@ -67,7 +67,8 @@ class ClusterEngine:
         self._courier = Courier(self, self._name, config, self._records, self._delivery, machines_timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = False
-        self._changed = threading.Condition(threading.Lock())  # its lock guards admission: all up to the waiters
+        # Guards admission: all up to the waiters. Reentrant: handlers of signals, and the collector, call from within.
+        self._changed = threading.Condition()
         self._last = 0
         self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
         self._closed = False
@@ -282,7 +283,7 @@ class ClusterEngine:
             error = PoolBroken(*self._courier.broken.args)
             error.__cause__ = self._courier.broken.__cause__
             return error
-        return RuntimeError("cannot put a task into a pool that was closed")
+        return Refused("cannot put a task into a pool that was closed")
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         """With the lock held."""

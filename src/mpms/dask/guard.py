@@ -47,6 +47,7 @@ class Guard(SchedulerPlugin):  # type: ignore[misc]
     def claim(self, keys: Sequence[str], machine: str) -> list[str]:
         """Those of the parcels that may start on the machine."""
         granted = []
+        machine = self._scheduler.coerce_address(machine)  # it may know itself by name
         for key in keys:
             task = self._scheduler.tasks.get(key)
             here = task is not None and task.processing_on is not None and task.processing_on.address == machine
@@ -79,7 +80,7 @@ class Guard(SchedulerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         # What is forgotten without an answer stays: by a restart of the cluster, for example. It may have run.
-        if finish == "forgotten" and self._claims.get(key) is _DONE:
+        if finish == "forgotten" and self._claims.get(key, "") in (None, _DONE):
             del self._claims[key]
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:

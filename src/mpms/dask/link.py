@@ -20,6 +20,8 @@ ASK_SECONDS = 1.0
 _LOOK_SECONDS = 2.0
 """That machines have to answer what somebody wants to see: for a stopped worker's stacks one waits a second itself."""
 
+_GRAPH_SMALL = 5_000_000  # bytes; Dask warns of those above 10 MB
+
 _SETUP_SECONDS = 10.0  # that machines have to set up their pools before the first parcel is sent
 
 
@@ -33,11 +35,13 @@ class Link:
         self._hear = hear
         self._say = say
         self._background: set[asyncio.Future[Any]] = set()  # an event loop holds its tasks weakly
+        self._comm: Any = None  # the connection to the scheduler
         self.loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
 
     @property
     def is_up(self) -> bool:
-        return bool(self._client.status == "running")
+        # Dask connects again by itself; but the scheduler has let go of what the pool had there, or is another one.
+        return bool(self._client.status == "running" and self._client.scheduler_comm is self._comm)
 
     @property
     def address(self) -> str:
@@ -45,6 +49,7 @@ class Link:
         return getattr(self._client.scheduler, "address", None) or "of Dask"
 
     async def set_up(self, machine: Machine) -> None:
+        self._comm = self._client.scheduler_comm
         self._client.subscribe_topic(self._name, self._hear)
         await self._client.register_plugin(guard.Guard(self._name, self._client.id), name=self._name)
         setting_up = asyncio.ensure_future(self._client.register_plugin(machine, name=self._name))
@@ -56,11 +61,17 @@ class Link:
             setting_up.result()
 
     def submit(self, keys: Sequence[str], parcels: Sequence[bytes]) -> list[Future]:
+        if sum(map(len, parcels)) < _GRAPH_SMALL:
+            return self._map(keys, parcels)
+        # Not each time: filters are those of the whole process, and another thread may be about to change them, too.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a graph is large: so are the arguments, then
-            futures: list[Future] = self._client.map(
-                carry, [self._name] * len(keys), keys, parcels, key=list(keys), pure=False, retries=0
-            )
+            return self._map(keys, parcels)
+
+    def _map(self, keys: Sequence[str], parcels: Sequence[bytes]) -> list[Future]:
+        futures: list[Future] = self._client.map(
+            carry, [self._name] * len(keys), keys, parcels, key=list(keys), pure=False, retries=0
+        )
         return futures
 
     async def done(self, future: Future) -> tuple[str, BaseException | None]:

@@ -102,7 +102,9 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
         for known, data in parcel.functions.items():
             if known not in self._functions:
                 self._functions[known] = Shipped(data)
-        missing = {number for _, _, number, _ in parcel.tasks if number is not None and number not in self._functions}
+        # Held from now on: others may have them dropped while this one waits.
+        shipped = {n: self._functions[n] for _, _, n, _ in parcel.tasks if n is not None and n in self._functions}
+        missing = {n for _, _, n, _ in parcel.tasks if n is not None and n not in shipped}
         if missing:
             await self._send(Answer(self._worker.address, (), {}, self._look(), missing=(key, sorted(missing))))
             return
@@ -121,13 +123,14 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
             if task in unwanted:
                 self.settle(lease, task, withdrawn())
                 continue
-            shipped = None
+            function = None
             if number is not None:
-                shipped = self._functions[number]
-                self._functions.move_to_end(number)
+                function = shipped[number]
+                if number in self._functions:
+                    self._functions.move_to_end(number)
             try:
                 self._tasks[task] = self._pool.accept(
-                    payload, shipped, (), {}, options, _Ticket(lease, task), wait=False
+                    payload, function, (), {}, options, _Ticket(lease, task), wait=False
                 )
             except PoolBroken as error:
                 self.settle(lease, task, Broken(error))
@@ -158,6 +161,7 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
                         ask = getattr(self._worker.scheduler, claim_op(self.name))
                         granted = set(await ask(keys=[key for key, _ in asked], machine=self._worker.address))
                     except BaseException as error:
+                        asked, self._claims = asked + self._claims, []
                         for _, waiting in asked:
                             if not waiting.done():
                                 waiting.set_exception(error)
@@ -209,13 +213,21 @@ class Machine(WorkerPlugin):  # type: ignore[misc]
                 over[lease.key] = lease
         now = time.monotonic()
         ended = {key: (lease.size, now - lease.begun) for key, lease in over.items()}
-        answer = Answer(self._worker.address, [entry[1:] for entry in outcomes], ended, self._look())
+        told = [(lease.key, task, outcome) for lease, task, outcome in outcomes]
+        answer = Answer(self._worker.address, told, ended, self._look())
         broken = next((outcome.error for _, _, outcome in outcomes if isinstance(outcome, Broken)), None)
         if broken is not None:
             answer = answer._replace(broken=_told(broken))
-        await self._send(answer)
+        try:
+            await self._send(answer)
+        except Exception as error:  # the connection: nobody knows whether it was heard, so their parcels are lost
+            for lease in {lease for lease, _, _ in outcomes}:
+                if not lease.ended.done():
+                    lease.ended.set_exception(error)
+            return
         for lease in over.values():
-            lease.ended.set_result(None)
+            if not lease.ended.done():  # cancelled, when the Dask worker closes
+                lease.ended.set_result(None)
 
     async def _send(self, answer: Answer) -> None:
         send = getattr(self._worker.scheduler, post_op(self.name))

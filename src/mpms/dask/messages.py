@@ -59,12 +59,13 @@ class Parcel(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What has become of some tasks. ``ended``: parcels of which there is no more to say, with the number of their
-    tasks and the seconds that they took. ``missing``: a parcel that was not run, for the machine hasn't these
-    functions. ``broken``: why the machine's pool broke: the text, and the cause as ``dump_error`` made it."""
+    """What has become of some tasks, each with the key of its parcel. ``ended``: parcels of which there is no more to
+    say, with the number of their tasks and the seconds that they took. ``missing``: a parcel that was not run, for the
+    machine hasn't these functions. ``broken``: why the machine's pool broke: the text, and the cause as ``dump_error``
+    made it."""
 
     machine: str
-    outcomes: Sequence[tuple[TaskId, Outcome | GivenBack]]
+    outcomes: Sequence[tuple[str, TaskId, Outcome | GivenBack]]
     ended: Mapping[str, tuple[int, float]]
     figures: Figures
     missing: tuple[str, Sequence[int]] | None = None

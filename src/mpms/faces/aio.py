@@ -81,7 +81,11 @@ async def begin(calls: Calls) -> None:
                 thread = _thread("start", lambda: _begin_for_all(calls))
             waiters.append(parking)
         if thread is not None:
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:  # there are too many
+                _release_all(calls)
+                raise
         await parking.wait()
     calls._begin()  # begun: it takes no time; or it failed, and is to say so here
 
@@ -92,6 +96,10 @@ def _begin_for_all(calls: Calls) -> None:
         calls._begin()
     except BaseException:
         pass  # raised again for each of them
+    _release_all(calls)
+
+
+def _release_all(calls: Calls) -> None:
     with _beginning:
         waiters = _begins.pop(calls)
     for parking in waiters:
@@ -152,7 +160,7 @@ async def _off_the_loop(what: str, function: Callable[[], object]) -> None:
     _thread(what, perform).start()
     await parking.wait()
     if errors:
-        raise errors[0]
+        raise errors.pop()  # in no variable: its traceback has this frame
 
 
 def _thread(what: str, function: Callable[[], object]) -> threading.Thread:
@@ -191,13 +199,20 @@ class AsyncResults(AsyncIterator[tuple[Meta, R | BaseException]], Generic[R]):
                 raise StopAsyncIteration
             found = await self._arrival()
         [delivered] = found
-        return self._opened(delivered, raise_errors=self._raise_errors)
+        try:
+            return self._opened(delivered, raise_errors=self._raise_errors)
+        finally:
+            del found, delivered  # an error that it raises holds this frame, and is not to hold itself by it
 
     async def _arrival(self) -> list[Delivered] | None:
         parking = _Parking()
         found = self._sink.poll(parking.release)
         if found == []:
-            await parking.wait()
+            try:
+                await parking.wait()
+            except BaseException:  # it was cancelled; on an idle pool nothing else would take it away
+                self._sink.forget(parking.release)
+                raise
             self._turn_ends = monotonic() + _TURN_SECONDS
             return self._sink.poll()
         return found

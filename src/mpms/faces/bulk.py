@@ -103,7 +103,8 @@ class Bulk:
         self._at_hand = type(self._source) in _AT_HAND  # Measured: 15 ns an item, and not 80
         self._feeding = threading.Lock()  # whoever has it feeds: guards the source, and the next one
         self._read = 0
-        self._changed = threading.Condition(threading.Lock())  # its lock guards all below
+        # Its lock guards all below. A reentrant one: an iterator that Python's collector finds is closed anywhere.
+        self._changed = threading.Condition()
         self._pieces: dict[int, _Piece] = {}  # by place, in the order in which they came
         self._out: dict[_Ticket, TaskId | None] = {}  # what the engine has
         self._untaken = 0  # items that were read and not taken
@@ -206,6 +207,10 @@ class Bulk:
                 self._exhausted = self._exhausted or isinstance(error, Refused | PoolBroken)
             self._arrive(ticket.place, ticket.items, [_Failure(error)] * len(ticket.items), failed=True)
             return
+        except BaseException:  # Ctrl-C: it may not have come there, and then nobody settles it
+            with self._changed:
+                self._out.pop(ticket, None)
+            raise
         with self._changed:
             if ticket in self._out:
                 self._out[ticket] = task
@@ -281,7 +286,8 @@ class Bulk:
 
     def _end_if_done(self) -> None:
         with self._changed:
-            if not self._exhausted or self._out:
+            # What is in hand may be the last: who feeds comes here again when he has sent it.
+            if not self._exhausted or self._out or self._feeding.locked():
                 return
             self._changed.notify_all()
             ended, self._ended = self._ended, None
@@ -359,8 +365,12 @@ class Bulk:
                 if left is not None and left <= 0:
                     raise concurrent.futures.TimeoutError  # up to Python 3.10 it isn't the built-in one
                 self._changed.wait(left)
-        if self._problem is not None:
-            raise self._problem
+        problem, self._problem = self._problem, None  # else it would hold itself, by the frames in its traceback
+        try:
+            if problem is not None:
+                raise problem
+        finally:
+            del problem
         return None
 
     def _taken(self, items: int) -> None:

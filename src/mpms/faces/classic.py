@@ -216,7 +216,8 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         self._config = config = config.replace(max_pending=self.task_queue_maxsize)
         self._engine: Engine = make_engine(worker, config, self._sink, bounded=isinstance(self._sink, CollectorSink))
         self._submit = self._engine.submit
-        self._starting = threading.Lock()  # guards the two below
+        self._lock = threading.RLock()  # guards the three below; reentrant: handlers of signals close and shut down
+        self._starting = False
         self._started = False
         self._closed = False
 
@@ -228,7 +229,7 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         Raises ``RuntimeError`` the second time, also after the first :meth:`put` has done it; ``TypeError`` when
         ``worker`` or a hook can't be sent to a new process and a ``start_method`` was named that has to.
         """
-        with self._starting:
+        with self._lock:
             if self._started:
                 raise RuntimeError("the pool was started already; that can be done only once")
             self._start()
@@ -236,11 +237,19 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
     def _start(self) -> None:
         if self._closed:
             raise RuntimeError("the pool was closed before it was started; make a new one")
-        self._engine.start()
-        self._started = True
+        if self._starting:
+            raise RuntimeError("a signal handler that has interrupted the start of the pool can't use it")
+        self._starting = True
+        try:
+            self._engine.start()
+            self._started = True
+        finally:
+            self._starting = False
+        if self.task_queue_closed:  # meanwhile, by the handler of a signal
+            self._engine.close()
 
     def _start_unless_started(self) -> None:
-        with self._starting:
+        with self._lock:
             if not self._started:
                 self._start()
 
@@ -314,7 +323,7 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         """
         if wait_for_empty and self._started and not self._closed:
             self._engine.wait_queued()
-        with self._starting:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -344,7 +353,7 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         hangs.
         """
         check_seconds("timeout", timeout)
-        with self._starting:
+        with self._lock:
             self._closed = True
             if not self._started:
                 self._sink.end()

@@ -231,9 +231,14 @@ class Executor(Calls, concurrent.futures.Executor):
             eager=buffersize is None,
             ended=self._life.fed if buffersize is None else None,
         )
-        if buffersize is None:
-            self._life.feeds(bulk)
-        bulk.feed()
+        try:
+            if buffersize is None:
+                self._life.feeds(bulk)
+            bulk.feed()
+        except BaseException:  # Ctrl-C; or it was shut down meanwhile: nobody has the iterator
+            bulk.close()
+            self._life.fed(bulk)
+            raise
         values = bulk.values(until=until)
         return values if buffersize is None else _hold(self, values)
 

@@ -80,7 +80,10 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         ``CancelledError``, and after ``timeout`` seconds ``concurrent.futures.TimeoutError``."""
         if self._state == FINISHED and self._exception is None:
             return cast(T, self._result)
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # the error holds this frame, and is not to hold itself by it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the function has raised, ``None`` when it has returned; blocks and raises as :meth:`result`."""

@@ -23,7 +23,9 @@ class Life:
     engine: Engine
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())  # its lock guards all below
+        # Its lock guards all below. A reentrant one: handlers of signals shut down, and so does Python's collector.
+        self._changed = threading.Condition()
+        self._starting = False
         self._started = False
         self._shut = False
         self._feeds: set[Bulk] = set()
@@ -48,11 +50,18 @@ class Life:
             return
         with self._changed:
             self._refuse_if_over()
+            if self._starting:
+                raise RuntimeError("cannot schedule new futures in a signal handler that has interrupted the first one")
             if not self._started:
-                self.engine.start()
-                self._started = True
+                self._starting = True
+                try:
+                    self.engine.start()
+                    self._started = True
+                finally:
+                    self._starting = False
                 _finish_at_exit()
                 _unfinished.add(self)
+        self._close_if_over()  # meanwhile, by the handler of a signal
 
     def refuse_if_over(self) -> None:
         with self._changed:
@@ -66,12 +75,13 @@ class Life:
 
     def feeds(self, bulk: Bulk) -> None:
         with self._changed:
+            self._refuse_if_over()  # else `shut` would have it in its list
             self._feeds.add(bulk)
 
     def fed(self, bulk: Bulk) -> None:
         with self._changed:
             self._feeds.discard(bulk)
-            self._close_if_over()
+        self._close_if_over()
 
     def shut(self, *, cancel: bool = False) -> None:
         """Accept no more; with ``cancel``, cancel what has not started. Does not block."""
@@ -80,20 +90,22 @@ class Life:
             feeds = list(self._feeds) if cancel else []
         for bulk in feeds:
             bulk.cancel()
-        with self._changed:
-            self._close_if_over()
+        self._close_if_over()
         if cancel and self._started:
             self.engine.cancel_all()  # last: what another thread submits meanwhile is refused, or in it
 
     def _close_if_over(self) -> None:
-        if self._shut and not self._feeds:
-            if self._started:
-                self.engine.close()
+        with self._changed:
+            if not self._shut or self._feeds:
+                return
             self._changed.notify_all()
+            started = self._started
+        if started:  # without this lock: who has the engine's may be in `shut`, by way of Python's collector
+            self.engine.close()
 
     def disown(self) -> None:
         """In a fork of the user's: nobody feeds here, and the lock may be held by a thread that isn't here."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._feeds.clear()
 
     def wait(self) -> None:

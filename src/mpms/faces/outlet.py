@@ -86,7 +86,10 @@ class Outlet(Generic[R]):
     def _opened(self, delivered: Delivered, *, raise_errors: bool) -> tuple[Meta, R | BaseException]:
         task, args, kwargs, outcome = delivered
         if raise_errors and not isinstance(outcome, Returned):
-            raise outcome.error
+            try:
+                raise outcome.error
+            finally:
+                del delivered, task, args, kwargs, outcome  # the error holds this frame, and isn't to hold itself by it
         meta = Meta(self)
         meta.update(self.meta)
         meta.hold(task, args, kwargs)
@@ -158,4 +161,7 @@ class Results(Iterator[tuple[Meta, R | BaseException]], Generic[R]):
         if delivered is None:
             self._at_end()
             raise StopIteration
-        return self._opened(delivered, raise_errors=self._raise_errors)
+        try:
+            return self._opened(delivered, raise_errors=self._raise_errors)
+        finally:
+            del delivered  # as above

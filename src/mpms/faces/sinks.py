@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..engine import Delivered
+from ..engine import Delivered, log_error
 from ..outcome import Returned
 from .meta import Meta
 
@@ -50,11 +50,11 @@ class CollectorSink:
                     self._collector(meta, outcome.error)
             except BaseException:  # the user's; SystemExit in it is no reason to lose the rest
                 if isinstance(outcome, Returned):
-                    _LOGGER.exception("an error occurs in collector, task: %s", task)
+                    log_error("an error occurs in collector, task: %s", task)
                 else:
                     # What it choked on is most likely this: a result that is no result.
                     text = "".join(traceback.format_exception(type(outcome.error), outcome.error, None))
-                    _LOGGER.exception("an error occurs in collector, task: %s, which failed with\n%s", task, text)
+                    log_error("an error occurs in collector, task: %s, which failed with\n%s", task, text)
         meta.forget()
 
     def end(self) -> None:
@@ -67,7 +67,9 @@ class IteratorSink:
     def __init__(self, name: str) -> None:
         self._name = name
         self._outcomes: deque[Delivered] = deque()
-        self._arrived = threading.Condition(threading.Lock())  # its lock guards the outcomes and the two below
+        # Its lock guards the outcomes and the two below. A reentrant one: Python's collector may throw away a coroutine
+        # that waits here, which is then to be forgotten.
+        self._arrived = threading.Condition()
         self._ended = False
         self._wakers: list[Callable[[], object]] = []  # of those that don't block in `take`; each is called once
         self.count = 0
@@ -81,7 +83,10 @@ class IteratorSink:
             self._notify()
         if len(self._outcomes) >= self._warn_at:
             self._warn_at *= 2
-            _LOGGER.warning("mpms %s: %d results wait for iter_results", self._name, len(self._outcomes))
+            try:
+                _LOGGER.warning("mpms %s: %d results wait for iter_results", self._name, len(self._outcomes))
+            except BaseException:  # a handler or filter of the user's
+                pass
 
     def take(self) -> Delivered | None:
         """The next one; blocks. ``None``: there will be none."""
@@ -100,6 +105,12 @@ class IteratorSink:
             if wake is not None:
                 self._wakers.append(wake)
             return []
+
+    def forget(self, wake: Callable[[], object]) -> None:
+        """Who gave it to :meth:`poll` waits no longer."""
+        with self._arrived:
+            if wake in self._wakers:
+                self._wakers.remove(wake)
 
     def end(self) -> None:
         with self._arrived:

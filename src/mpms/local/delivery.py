@@ -5,18 +5,17 @@ Batches come from the supervisor; a slow or failing collector keeps nobody waiti
 
 from __future__ import annotations
 
-import logging
 import queue
 import reprlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from ..engine import Delivered, Sink, Ticket
+from ..engine import Delivered, Sink, Ticket, log_error
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
-from ..wire.failures import load_error
+from ..wire.failures import load_error, said
 from ..wire.messages import RETURNED, SMALL
 from ..wire.pickling import load
 from .evidence import Who
@@ -24,8 +23,6 @@ from .records import Record, shown
 from .verdicts import Maker
 
 __all__ = ["Delivery", "Results"]
-
-_LOGGER = logging.getLogger("mpms")
 
 Results: TypeAlias = Sequence[tuple[TaskId, tuple[int, bytes]]]
 """Tasks, the kinds of their results, the payloads."""
@@ -91,7 +88,7 @@ class Delivery:
         try:
             self._sink.deliver(batch)
         except BaseException:  # the user's; SystemExit in a collector is no reason to lose the rest
-            _LOGGER.exception("mpms: the delivery of outcomes failed")
+            log_error("mpms: the delivery of outcomes failed")
         for _ in batch:  # what it has not taken
             pass
         self._delivered(self._count - before)
@@ -119,7 +116,7 @@ class Delivery:
         try:
             ticket.settle(outcome)
         except BaseException:  # as above
-            _LOGGER.exception("mpms: the delivery of an outcome failed")
+            log_error("mpms: the delivery of an outcome failed")
 
     def _add_attempts(self, task: TaskId, outcome: Outcome) -> None:
         makers = self._earlier.pop(task, None)
@@ -137,7 +134,7 @@ class Delivery:
         try:
             return Returned(load(data)) if kind == RETURNED else Raised(load_error(data))
         except BaseException as error:  # the user's classes: what unpickles there may not unpickle here
-            detail = f"it could not be unpickled: {type(error).__name__}: {error}"
+            detail = f"it could not be unpickled: {said(error)}"
             return Raised(RemoteWorkerError("mpms_unpickleable_result", detail))
 
     def who(self, task: TaskId) -> Who:

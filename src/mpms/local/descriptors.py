@@ -19,7 +19,10 @@ def own(fd: int) -> int:
 def close(fd: int) -> None:
     if fd in _OWNED:  # else this is a forked child, which has closed it
         _OWNED.discard(fd)
-        os.close(fd)
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the user's program has closed what it took for its own; the rest is to be closed all the same
 
 
 def _after_fork() -> None:

@@ -118,7 +118,9 @@ class LocalEngine:
         self._figures = Figures(self._machine, self._links)
         self._functions, self._each = Functions(), Functions(each=True)
         self._wakeup: WakeUp | None = None
-        self._lock = threading.Lock()  # guards admission: the limit, and all below up to the waiters
+        # Guards admission: the limit, and all below up to the waiters. Reentrant: a handler of a signal, or what
+        # Python's collector finalizes, may cancel, close or stop while this thread has it.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._last = 0
         self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
@@ -503,15 +505,21 @@ class LocalEngine:
         finally:
             self._ended = time.monotonic()
             self._answered.set()
-            loop.close()
+            self._let_go(loop.close)
             with self._changed:
-                if self._wakeup is not None:
-                    self._wakeup.close()
-                self._wakeup = None
+                wakeup, self._wakeup = self._wakeup, None  # first: closed, nobody may ring it, also in between here
+                if wakeup is not None:
+                    self._let_go(wakeup.close)
             self.kept(list(self._answers))
             self._delivery.end()
             self._reporter.end()
             self._notify()
+
+    def _let_go(self, close: Callable[[], None]) -> None:
+        try:
+            close()
+        except OSError as error:  # the user's program has closed descriptors that weren't its own
+            self.say(logging.ERROR, "mpms %s can't close all that it had open: %s", self._config.name, error)
 
     def _seal(self) -> bool:
         """Accept no more; whether something was accepted that is not answered."""
@@ -537,7 +545,7 @@ class LocalEngine:
 
     def disown(self) -> None:
         # Its threads aren't here; its lock may be held.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed, self._limit = True, 0
         self._answered = threading.Event()

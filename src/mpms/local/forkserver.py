@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections import deque
 from typing import NoReturn
 
@@ -178,7 +179,7 @@ class ForkServer:
             if kind == BEAR:
                 self._bear(worker, pickle.loads(payload))
             elif kind == KILL and worker in self._pids:
-                os.killpg(self._pids[worker], signal.SIGKILL)
+                _kill_group(self._pids[worker])
             elif kind in (ASK, DUMP) and worker in self._pids:
                 os.kill(self._pids[worker], ASK_SIGNAL if kind == ASK else DUMP_SIGNAL)
 
@@ -203,6 +204,8 @@ class ForkServer:
             try:
                 os.close(ours)
                 self._become_worker(server, birth, descriptors, lifeline)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(70)  # never back into the loop
         try:

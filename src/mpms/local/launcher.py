@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import multiprocessing
 import multiprocessing.process
 import os
@@ -107,7 +108,7 @@ class Launcher:
     def start(self, worker: WorkerId, name: str) -> Link:
         """Ask for a worker. It is born when the server has loaded the job."""
         link, theirs = open_link(worker, name, self._shipment.job.threads)
-        birth = Birth(name=name, environ=dict(os.environ), directory=_directory())
+        birth = Birth(name=name, environ=_environment(), directory=_directory())
         for fd in theirs:
             descriptors.own(fd)
         self._out.append((encode(BEAR, worker, pickle.dumps(birth, 5)), theirs))
@@ -153,6 +154,10 @@ class Launcher:
                 return
             except (BrokenPipeError, ConnectionResetError):
                 return  # it is lost: seen when reading
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                return  # too many descriptors are under way: when some have arrived
             for fd in fds:
                 descriptors.close(fd)
             if sent < len(data):
@@ -207,8 +212,8 @@ class _Server:
     def kill(self) -> None:
         try:
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, PermissionError):
+            pass  # the user's program has reaped it, and it may be somebody else's number by now
 
     def _end_group(self) -> None:
         """What ``preload`` has started. Not by SIGKILL: see ``ForkServer._orphaned``, which does it if it can."""
@@ -310,6 +315,14 @@ def _be_clone(theirs: socket.socket, job: Job) -> None:
     os.dup2(null, 0)
     os.close(null)
     clone(theirs.detach(), job)
+
+
+def _environment() -> dict[str, str]:
+    while True:
+        try:
+            return dict(os.environ)
+        except KeyError:
+            pass  # another thread has removed a variable meanwhile
 
 
 def _directory() -> str | None:

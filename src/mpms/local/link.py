@@ -7,6 +7,7 @@ import os
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -30,6 +31,9 @@ _VECTOR_MOST = 256
 _BUFFER = 1 << 20
 """Bytes that may be under way in either direction. Measured, 64 KiB there and back: 6,500 tasks a second with the
 system's own 208 KiB, for three of them fill it; 9,000 with 512 KiB, 11,300 with this, 9,800 with twice as much."""
+
+_NAME_MOST = 200
+"""Bytes of the name of a memory file, for which Linux has 249; something is added to it."""
 
 _FUNCTIONS_MOST = 256  # that a worker keeps
 _READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
@@ -246,20 +250,33 @@ class Link:
 
 def open_link(worker: WorkerId, name: str, threads: int) -> tuple[Link, list[int]]:
     """A link, and the descriptors of the worker's side; the caller closes those once they are sent."""
-    data, data_theirs = socket.socketpair()
-    control, control_theirs = socket.socketpair()
-    for sock in (data, data_theirs):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        except OSError:
-            pass  # macOS refuses what Linux reduces to what is allowed
-    data.setblocking(False)
-    control.setblocking(False)
-    for sock in (data_theirs, control_theirs):
-        sock.setblocking(True)  # whatever socket.setdefaulttimeout says
-    board = anonymous_file(name, board_size(threads))
-    stacks = anonymous_file(f"{name}-stacks")
-    link = Link(worker, name, data, control, Board(board, threads), stacks)
+    file_name = _file_name(name)
+    with ExitStack() as opened:  # what is closed again when there is no descriptor or memory left for the rest
+        data, data_theirs = map(opened.enter_context, socket.socketpair())
+        control, control_theirs = map(opened.enter_context, socket.socketpair())
+        for sock in (data, data_theirs):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+            except OSError:
+                pass  # macOS refuses what Linux reduces to what is allowed
+        data.setblocking(False)
+        control.setblocking(False)
+        for sock in (data_theirs, control_theirs):
+            sock.setblocking(True)  # whatever socket.setdefaulttimeout says
+        board = anonymous_file(file_name, board_size(threads))
+        opened.callback(os.close, board)
+        stacks = anonymous_file(f"{file_name}-stacks")
+        opened.callback(os.close, stacks)
+        stacks_theirs = os.dup(stacks)
+        opened.callback(os.close, stacks_theirs)
+        link = Link(worker, name, data, control, Board(board, threads), stacks)
+        opened.pop_all()
     for fd in (data.fileno(), control.fileno(), stacks):
         descriptors.own(fd)
-    return link, [data_theirs.detach(), control_theirs.detach(), board, os.dup(stacks)]
+    return link, [data_theirs.detach(), control_theirs.detach(), board, stacks_theirs]
+
+
+def _file_name(name: str) -> str:
+    """As much of a worker's name as fits into that of a file; from its end, too, which says who of the pool it is."""
+    data = name.encode("utf-8", "replace")
+    return name if len(data) <= _NAME_MOST else (data[: _NAME_MOST - 40] + data[-40:]).decode(errors="ignore")

@@ -45,14 +45,16 @@ from ..core.messages import (
     WorkerDying,
     WorkerExited,
     WorkerReady,
+    WorkerUnborn,
 )
 from ..ids import Seq, TaskId, WorkerId
 from ..wire import messages as wire
+from ..wire.failures import dump_error
 from ..wire.frames import Message
 from . import evidence
 from .launcher import Born, Gone, Launcher, LoadFailed, ServerLost
 from .link import Link, Parcel
-from .memory import OomWatch
+from .memory import OomWatch, is_alive
 from .memory_watch import MemoryLimits, MemoryWatch
 from .verdicts import Breakage, Maker, StartFailure, Verdicts
 from .wakeup import WakeUp
@@ -156,6 +158,7 @@ class Loop:
         self._host = host
         self._clock = clock
         self._name = name
+        self._stem = name.encode("utf-8", "replace").replace(b"\0", b"?").decode()  # as the system takes it
         self._memory = MemoryWatch(memory or MemoryLimits(), host.say, name)
         self._oom = OomWatch()
         self._verdicts = Verdicts(self.links, name)
@@ -366,6 +369,9 @@ class Loop:
                 _kill_group(link)
             self._insisted.add(link.worker)
             self._unanswered[link.worker] = now + _DEAF
+        elif link.pid is not None and not link.lost and is_alive(link.pid):
+            # Killed, and in a call that can't be interrupted: it runs nothing more, and nobody can tell of its end.
+            self._exited(link, -signal.SIGKILL, 0)
         elif self._launcher.is_open:
             self._launcher.kill_server()  # the worker is dead, and who should have told us doesn't
 
@@ -478,7 +484,13 @@ class Loop:
                     self._host.retried(task, self._verdicts.explain(verdict, seq))
                 self._leave_to_logs([(task, seq)])
             case StartWorker(worker):
-                self._start(worker)
+                name = f"mpms-{self._stem}-p{worker}"
+                try:
+                    self._start(worker, name)
+                except OSError as error:  # no descriptor, memory or process left
+                    self._verdicts.start_failure = StartFailure(dump_error(error))
+                    self._host.say(logging.ERROR, "mpms %s can't be started now: %s", name, error)
+                    self._events.append(WorkerUnborn(worker))
             case Recall(worker, upto):
                 if worker in self.links:
                     self.links[worker].control(wire.RECALL, upto)
@@ -514,13 +526,21 @@ class Loop:
                     self._host.note_broken(self._verdicts.breakage())
                 self.stopped = True
 
-    def _start(self, worker: WorkerId) -> None:
+    def _start(self, worker: WorkerId, name: str) -> None:
         if not self._launcher.is_open:
             self._launcher.open()
-            self._watch_launcher()
-        link = self._launcher.start(worker, f"mpms-{self._name}-p{worker}")
+            try:
+                self._watch_launcher()
+            except OSError:
+                self._launcher.close()
+                raise
+        link = self._launcher.start(worker, name)
+        try:
+            self._selector.register(link, _READ, link)
+        except OSError:
+            link.close()  # by which the process that was asked for ends
+            raise
         self.links[worker] = link
-        self._selector.register(link, _READ, link)
 
     def _kill(self, worker: WorkerId, why: str) -> None:
         if worker not in self.links or worker in self._orphans:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Literal
 
-__all__ = ["OomWatch", "anonymous_file", "free_memory", "is_zombie", "resident_memory"]
+__all__ = ["OomWatch", "anonymous_file", "free_memory", "is_alive", "is_zombie", "resident_memory"]
 
 
 def anonymous_file(name: str, size: int = 0) -> int:
     """A descriptor of a file in memory that ends with its last user: a ``memfd``; elsewhere a temporary file."""
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        as_bytes: Any = name.encode("utf-8", "replace").replace(b"\0", b"?")  # which the stubs don't know of
+        fd = os.memfd_create(as_bytes, os.MFD_CLOEXEC)
     else:
         import tempfile
 
@@ -41,11 +43,22 @@ def resident_memory(pid: int) -> int | None:
 
 def is_zombie(pid: int) -> bool:
     """Whether the process has ended and nobody has reaped it; ``False`` where that can't be known."""
+    return _state(pid) == "zombie"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process has not ended, killed or not; ``False`` where that can't be known."""
+    return _state(pid) == "alive"
+
+
+def _state(pid: int) -> Literal["alive", "zombie", "unknown"]:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] == b"Z"
-    except (OSError, IndexError):
-        return False
+            fields = file.read().rpartition(b")")[2].split()
+        # Of a process that is killed the first thread is a zombie while another is in a call that can't be interrupted.
+        return "zombie" if fields[0] == b"Z" and int(fields[17]) <= 1 else "alive"
+    except (OSError, ValueError, IndexError):
+        return "unknown"
 
 
 def free_memory() -> int | None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from ..engine import log_error
 from ..ids import TaskId
 
 __all__ = ["Reporter"]
@@ -74,7 +75,7 @@ class Reporter:
                     _LOGGER.warning("mpms %s: %d log records were dropped: handlers are slow", self._name, dropped)
                 handle()
             except BaseException:  # handlers and classes of the user's; SystemExit in one is no reason to lose the rest
-                _LOGGER.exception("mpms %s: a log record was lost", self._name)
+                log_error("mpms %s: a log record was lost", self._name)
 
 
 def _handle(worker: str, task: TaskId | None, record: bytes) -> None:

@@ -33,7 +33,7 @@ def take_stacks(pid: int, read: Callable[[], str]) -> str:
     """What faulthandler writes when it is asked now; empty when it doesn't answer. Blocks for some milliseconds."""
     if not _catches_signal(pid):
         return ""  # it has only just begun, and would die of it
-    before = len(read())
+    before = read()
     os.kill(pid, ASK_SIGNAL)
     until = time.monotonic() + _PATIENCE
     insist = until - _PATIENCE + _POLITE
@@ -41,7 +41,8 @@ def take_stacks(pid: int, read: Callable[[], str]) -> str:
     while time.monotonic() < until:
         # Nobody tells that another process has written: it is looked at.
         select.select([], [], [], _PAUSE)
-        text = read()[before:]
+        text = read()
+        text = text[len(before) :] if text.startswith(before) else text  # else it has begun a new one
         _, _, answer = text.partition(STACKS_BEGIN)
         answer, whole, _ = answer.partition(STACKS_END)
         if whole:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice, starmap
 from operator import length_hint
 from time import monotonic
@@ -17,7 +18,7 @@ from typing import Any, TypeAlias
 
 from ..errors import RemoteWorkerError
 from ..record import Record
-from .failures import dump_error, load_error, unsendable
+from .failures import dump_error, load_error, said, unsendable
 from .pickling import dump, load
 
 __all__ = ["Chunk", "Each", "Packed", "Place", "here", "pack"]
@@ -39,6 +40,9 @@ it shares one with as many as would have been in time."""
 Packed: TypeAlias = tuple[list[Any], bool, bool, bool]
 """The items; whether they are pickled one by one; whether each is a tuple of arguments; whether each is noted on the
 board before it runs, however quick it is. What :class:`Each` is called with."""
+
+
+_nothing = nullcontext()
 
 
 class Place:
@@ -63,6 +67,10 @@ class Place:
 
     def leave(self) -> None:
         """It is no more. This may itself be interrupted, and is then to be called again."""
+
+    def unstruck(self) -> AbstractContextManager[object]:
+        """What is done in it is not interrupted."""
+        return _nothing
 
     def told(self, error: BaseException) -> BaseException:
         """The error as the user is to see it."""
@@ -112,7 +120,7 @@ class Chunk(Record):
             try:
                 values.append(load(data))
             except BaseException as problem:  # what pickles there may not unpickle here
-                detail = f"it could not be unpickled: {type(problem).__name__}: {problem}"
+                detail = f"it could not be unpickled: {said(problem)}"
                 errors[at] = RemoteWorkerError("mpms_unpickleable_result", detail), False
                 values.append(None)
         return values, dict(sorted(errors.items()))

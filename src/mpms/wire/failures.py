@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from ..errors import RemoteTraceback, RemoteWorkerError
 from .pickling import dump, dump_by_value, load
 
-__all__ = ["dump_error", "is_of_tblib", "load_error", "unsendable"]
+__all__ = ["dump_error", "is_of_tblib", "load_error", "said", "unsendable"]
 
 _TEXT_LIMIT = 8192
 _CHAIN_MOST = 20  # exceptions that were raised from one another; deeper ones are a recursion
@@ -18,7 +18,7 @@ _CHAIN_MOST = 20  # exceptions that were raised from one another; deeper ones ar
 
 def dump_error(error: BaseException) -> bytes:
     """An exception, its traceback as text, its notes, and the exceptions that it was raised from, if they pickle."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = _text(error)
     first, *chain = _chain(error)
     try:
         links = [_dump_loadable(first)]
@@ -32,6 +32,22 @@ def dump_error(error: BaseException) -> bytes:
     return pickle.dumps((text, links), 5)
 
 
+# The exceptions are the user's: their __getattr__ may raise anything, and so do those then who ask for what may not be
+# there, as traceback; their __setattr__ may refuse. Neither is asked.
+_get, _set = BaseException.__getattribute__, BaseException.__setattr__
+
+
+def _text(error: BaseException) -> str:
+    """With its traceback."""
+    tb = _get(error, "__traceback__")
+    try:
+        return "".join(traceback.format_exception(type(error), error, tb))
+    except BaseException as problem:
+        where = "".join(traceback.format_tb(tb))
+        shown = f"{type(error).__qualname__}: <no text: {type(problem).__name__}>"
+        return f"Traceback (most recent call last):\n{where}{shown}\n"
+
+
 _Link: TypeAlias = tuple[BaseException, str, list[str]]
 """An exception, how it hangs on the one before it (``cause`` or ``context``), its notes."""
 
@@ -40,13 +56,10 @@ def _chain(error: BaseException) -> list[_Link]:
     links: list[_Link] = [(error, "", _notes(error))]
     seen = {id(error)}
     while len(links) < _CHAIN_MOST:
-        if error.__cause__ is not None:
-            how, following = "cause", error.__cause__
-        elif error.__context__ is not None and not error.__suppress_context__:
-            how, following = "context", error.__context__
-        else:
-            break
-        if id(following) in seen:
+        how, following = "cause", _get(error, "__cause__")
+        if following is None and not _get(error, "__suppress_context__"):
+            how, following = "context", _get(error, "__context__")
+        if following is None or id(following) in seen:
             break
         seen.add(id(following))
         links.append((following, how, _notes(following)))
@@ -55,7 +68,10 @@ def _chain(error: BaseException) -> list[_Link]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    return [str(note) for note in getattr(error, "__notes__", ())]
+    try:
+        return [str(note) for note in _get(error, "__notes__")]
+    except BaseException:  # there are none; or what was set by hand is no list of texts
+        return []
 
 
 def _dump_loadable(link: _Link) -> bytes:
@@ -82,19 +98,19 @@ def load_error(data: bytes) -> BaseException:
     try:
         error, _ = _load_link(links[0])
     except BaseException as problem:  # the user's classes
-        detail = f"the exception could not be unpickled: {type(problem).__name__}: {problem}"
+        detail = f"the exception could not be unpickled: {said(problem)}"
         error = RemoteWorkerError("mpms_unpickleable_result", detail, text[:_TEXT_LIMIT])
     last: BaseException = RemoteTraceback(text)
-    error.__cause__ = last
+    _set(error, "__cause__", last)
     for link in links[1:]:
         try:
             following, how = _load_link(link)
         except BaseException:
             break
         if how == "cause":
-            last.__cause__ = following
+            _set(last, "__cause__", following)
         else:
-            last.__context__ = following
+            _set(last, "__context__", following)
         last = following
     return error
 
@@ -103,9 +119,17 @@ def _load_link(data: bytes) -> tuple[BaseException, str]:
     error, how, notes = load(data)
     if not isinstance(error, BaseException):
         raise TypeError(f"it unpickles to a {type(error).__name__}")
-    if notes and not getattr(error, "__notes__", None):  # a __reduce__ of its own left them out, or Python is 3.10
-        error.__notes__ = notes  # type: ignore[attr-defined]
+    if notes and not _notes(error):  # a __reduce__ of its own left them out, or Python is 3.10
+        _set(error, "__notes__", notes)
     return error, how
+
+
+def said(problem: BaseException) -> str:
+    """Its name and its text, which is the user's: it may fail."""
+    try:
+        return f"{type(problem).__name__}: {problem}"
+    except BaseException as error:
+        return f"{type(problem).__name__}: <no text: {type(error).__name__}>"
 
 
 def unsendable(value: Any, problem: BaseException, tb: str | None = None) -> RemoteWorkerError:
@@ -114,5 +138,5 @@ def unsendable(value: Any, problem: BaseException, tb: str | None = None) -> Rem
         shown = repr(value)
     except BaseException as error:
         shown = f"<no repr: {type(error).__name__}>"
-    detail = f"type={type(value).__qualname__}, error={type(problem).__name__}: {problem}, repr={shown[:_TEXT_LIMIT]}"
+    detail = f"type={type(value).__qualname__}, error={said(problem)}, repr={shown[:_TEXT_LIMIT]}"
     return RemoteWorkerError("mpms_unpickleable_result", detail, None if tb is None else tb[:_TEXT_LIMIT])

@@ -13,13 +13,14 @@ import array
 import errno
 import functools
 import os
+import pickle
 import resource
 import socket
 import struct
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 from ..record import Record
 from .frames import HEADER, Decoder, Message
@@ -154,6 +155,9 @@ class Receiver:
             except (IndexError, OSError, struct.error) as error:  # the sender may have lost its mind
                 self.broken = self.broken or OSError(errno.EBADMSG, f"a file can't be opened: {error}")
                 return
+            except MemoryError:
+                # This process may have no more than it has. It is what becomes of that one task, when it is loaded.
+                mapped = memoryview(_TOO_LARGE)
             yield kind ^ FILED, number, cast(bytes, mapped)
 
     def close(self) -> None:
@@ -174,6 +178,18 @@ def _map(fd: int, size: int) -> memoryview:
     memory = (system.byte * size).from_address(address)
     weakref.finalize(memory, system.munmap, address, size).atexit = False  # it may have users until the very end
     return memoryview(memory).cast("B")
+
+
+class _TooLarge:
+    def __reduce__(self) -> tuple[Callable[[], NoReturn], tuple[()]]:
+        return _too_large, ()
+
+
+def _too_large() -> NoReturn:
+    raise MemoryError("there is no memory for the payload of this task")
+
+
+_TOO_LARGE = pickle.dumps(_TooLarge(), 5)  # now: then there is no memory for it either
 
 
 _READ_WRITE, _PRIVATE, _FAILED = 3, 2, 2 ** (8 * struct.calcsize("P")) - 1

@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import traceback
+from contextlib import AbstractContextManager
 from time import monotonic
 
 from ..errors import TaskTimeout
@@ -32,7 +33,8 @@ class Interrupts:
     """
 
     def __init__(self, threads: int) -> None:
-        self._locks = [threading.Lock() for _ in range(threads)]  # each guards its thread's place in the two below
+        # Each guards its thread's place in the two below. RLocks, for whoever holds one may come to log: see unstruck.
+        self._locks = [threading.RLock() for _ in range(threads)]
         self._running: list[tuple[int, int, float] | None] = [None] * threads  # dispatch, thread ident, since when
         self._struck: list[float | None] = [None] * threads
         self._last = [0] * threads  # the dispatch that each thread has entered last; its own
@@ -52,6 +54,13 @@ class Interrupts:
             self._running[slot] = None
             if self._struck[slot] is not None:
                 _set_async_exception(threading.get_ident(), None)
+
+    def unstruck(self, slot: int) -> AbstractContextManager[object]:
+        """For the thread itself, where an exception between any two bytecodes would do harm: there is none in the
+        functions that it calls within this. One that is due already is raised before the first of them has begun: at
+        the start of a function Python looks for it. The lock itself, since ``with`` takes and lets go of one that is
+        written in C in one step."""
+        return self._locks[slot]
 
     def told(self, slot: int, error: BaseException, worker: str) -> BaseException:
         """The error as the user is to see it, after this thread has left."""

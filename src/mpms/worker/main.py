@@ -47,6 +47,9 @@ from .titles import set_process_title
 
 __all__ = ["Descriptors", "run"]
 
+_STACKS_MOST = 1 << 20
+"""Bytes of answers that are kept, for those who have asked and not read yet. One is some 10 KiB."""
+
 Descriptors = tuple[int, int, int, int]
 """Data socket, control socket, board, stacks."""
 
@@ -93,10 +96,13 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
     except BaseException as error:  # user code, SystemExit included
         _start_failed(outbox, error)
     slots = Slots(job, sock, memory, outbox, birth.name, wake)
-    slots.start()
+    try:
+        slots.start()
+    except BaseException as error:  # no more threads allowed
+        _start_failed(outbox, error)
     _serve(poll, control, wake_read, slots, outbox)
     hooks.finalize(job.process_finalizer, birth.name)
-    outbox.flush()
+    outbox.finish()
     _leave()
 
 
@@ -126,7 +132,7 @@ def _serve(poll: select.poll, control: int, wake_read: int, slots: Slots, outbox
 
 def _start_failed(outbox: Outbox, error: BaseException) -> NoReturn:
     outbox.add(encode(START_FAILED, 0, dump_error(error)))
-    outbox.flush()
+    outbox.finish()
     ends.real_exit(ends.START_FAILED)
 
 
@@ -185,7 +191,12 @@ def _keep_evidence(stacks: int) -> None:
     faulthandler.enable(stacks, all_threads=True)
     faulthandler.register(DUMP_SIGNAL, stacks, all_threads=True, chain=False)
 
+    # At its end, wherever that is: so what a thread writes while this is made shorter is whole.
+    fcntl.fcntl(stacks, fcntl.F_SETFL, fcntl.fcntl(stacks, fcntl.F_GETFL) | os.O_APPEND)
+
     def answer(*_: object) -> None:
+        if os.fstat(stacks).st_size > _STACKS_MOST:
+            os.ftruncate(stacks, 0)
         os.write(stacks, STACKS_BEGIN.encode())
         faulthandler.dump_traceback(stacks, all_threads=True)
         os.write(stacks, STACKS_END.encode())

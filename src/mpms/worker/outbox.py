@@ -71,6 +71,14 @@ class Outbox:
                 self._writing.release()
         return monotonic()
 
+    def finish(self) -> None:
+        """Send all, after whoever is sending: for the end, that must not cut him short."""
+        with self._writing:
+            while self._results or self._parts:
+                self._send()
+            for _ in range(_LOGS_MOST // _VECTOR_MOST + 1):  # and no more: who logs without end would hold up the end
+                self._send()
+
     def flush_if_old(self) -> float:
         """Send if the oldest has waited long enough; else have the main thread do it, soon. Returns the time."""
         now = monotonic()
@@ -104,6 +112,8 @@ class Outbox:
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 ends.parent_gone()
             ends.die(ends.LOST_DESCRIPTORS, f"the worker can't write to its socket any more: {error}")
+        except Exception as error:  # nobody can say how much of it was sent
+            ends.die(ends.INTERNAL, f"the worker can't send its results: {type(error).__name__}: {error}")
 
     def _write(self, parts: list[bytes]) -> None:
         if sum(map(len, parts)) > _JOIN_MOST:
@@ -128,19 +138,23 @@ class Outbox:
     def _take_results(self) -> tuple[list[bytes], list[tuple[int, int, MemoryFile]]]:
         results = self._results
         taken = [results.popleft() for _ in range(min(len(results), _RESULTS_MOST))]
-        small = [result for result in taken if len(result[2]) <= SMALL]
-        if len(small) == 1:
-            seq, kind, payload = small[0]
-            parts = [encode(kind, seq, cast(bytes, payload))]
-        else:
-            parts = [encode(RESULTS, len(small), pack_results(cast(list[Result], small)))] if small else []
-        files = []
-        if len(small) < len(taken):
-            for seq, kind, payload in taken:
-                if isinstance(payload, MemoryFile):
-                    files.append((seq, kind, payload))
-                elif len(payload) > SMALL:
-                    parts += HEADER.pack(kind, seq, len(payload)), payload
+        try:
+            small = [result for result in taken if len(result[2]) <= SMALL]
+            if len(small) == 1:
+                seq, kind, payload = small[0]
+                parts = [encode(kind, seq, cast(bytes, payload))]
+            else:
+                parts = [encode(RESULTS, len(small), pack_results(cast(list[Result], small)))] if small else []
+            files = []
+            if len(small) < len(taken):
+                for seq, kind, payload in taken:
+                    if isinstance(payload, MemoryFile):
+                        files.append((seq, kind, payload))
+                    elif len(payload) > SMALL:
+                        parts += HEADER.pack(kind, seq, len(payload)), payload
+        except BaseException:  # there was no memory: whoever sends next tries again
+            results.extendleft(reversed(taken))
+            raise
         return parts, files
 
     def _take_parts(self) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from ..wire.board import Board
 from ..wire.chunks import Place
@@ -49,6 +50,9 @@ class WorkersPlace(Place):
     def leave(self) -> None:
         if self._interrupts is not None:
             self._interrupts.leave(self._slot)
+
+    def unstruck(self) -> AbstractContextManager[object]:
+        return super().unstruck() if self._interrupts is None else self._interrupts.unstruck(self._slot)
 
     def told(self, error: BaseException) -> BaseException:
         return error if self._interrupts is None else self._interrupts.told(self._slot, error, self._worker)

@@ -174,7 +174,11 @@ class Slots:
             if worn and place.is_worn():
                 with self._counting:
                     self._active -= 1
-                    self._say(DUE, self._active)
+                    active = self._active
+                    self._say(DUE, active)
+                if not active:
+                    # Nobody is left to take what is here; and RETIRE may be read too late, after long finalizers.
+                    self.retire()
                 return
 
     def _lead(self, slot: int) -> _Task | None:
@@ -296,7 +300,7 @@ class Slots:
     def _start_failed(self, error: BaseException) -> None:
         with self._counting:  # one is enough, and it must not be cut short by another one's exit
             self._outbox.add(encode(START_FAILED, 0, dump_error(error)))
-            self._outbox.flush()
+            self._outbox.finish()
             ends.real_exit(ends.START_FAILED)
 
     def _say(self, kind: int, number: int = 0) -> None:

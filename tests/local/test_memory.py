@@ -1,0 +1,43 @@
+"""What the system tells of a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mpms.local.memory import is_alive, is_zombie
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="there is no /proc here")
+
+THE_FIRST_THREAD_ENDS = """
+import ctypes, os, sys, threading
+def run():
+    while open(f"/proc/self/task/{os.getpid()}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        pass
+    print(flush=True)
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=run).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_is_alive_until_its_last_thread_has_ended() -> None:
+    """Of one that was killed while a thread is in a call that can't be interrupted, the others end at once."""
+    with subprocess.Popen(
+        [sys.executable, "-c", THE_FIRST_THREAD_ENDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == b"\n"
+        assert is_alive(process.pid)
+        assert not is_zombie(process.pid)
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_zombie(process.pid)
+        assert not is_alive(process.pid)
+    assert not is_zombie(process.pid)
+    assert not is_alive(process.pid)
