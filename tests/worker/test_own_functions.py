@@ -338,16 +338,22 @@ def test_chunks_on_several_threads_are_counted_apart(stage: NewStage) -> None:
 
 def test_a_thread_runs_no_more_items_than_its_share_and_says_that_it_is_through(stage: NewStage) -> None:
     ran: list[int] = []
-    slots = stage(Each(ran.append), lifecycle=5).ready()
+    all_sent = threading.Event()
+
+    def run(number: int) -> None:
+        assert all_sent.wait(PATIENCE)
+        ran.append(number)
+
+    slots = stage(Each(run), lifecycle=5).ready()
     send_chunk(slots, 1, [1, 2, 3])
     send_chunk(slots, 2, [4, 5, 6])
     send_chunk(slots, 3, [7])
+    all_sent.set()  # when it is through it reads no more
     got = slots.collect(DUE)
     assert [len(chunk(message).values) for message in got[:2]] == [3, 2]
     assert got[2][:2] == (DUE, 0)
     slots.join()
     assert ran == [1, 2, 3, 4, 5]
-    slots.slots.retire()
     assert slots.next()[:2] == (GIVEN_BACK, 3)
 
 
