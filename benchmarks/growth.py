@@ -254,6 +254,7 @@ def _free_threaded(bench: Bench, python: Path) -> tuple[str, Bench]:
         "import platform, sys; from benchmarks.runner import calibrate; "
         "print(platform.python_version(), getattr(sys, '_is_gil_enabled', lambda: True)(), calibrate())"
     )
+    python = python.absolute()  # measurements have a directory of their own
     done = subprocess.run([python, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     version, gil, loops = done.stdout.split()
     if gil != "False":
