@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Condition
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from .ids import TaskId, TaskOptions
@@ -20,6 +22,7 @@ __all__ = [
     "Sink",
     "Ticket",
     "WorkerHandle",
+    "let_go",
     "log_error",
 ]
 
@@ -101,6 +104,21 @@ def log_error(message: str, *args: object) -> None:
         _LOGGER.exception(message, *args, stacklevel=2)
     except BaseException:
         pass
+
+
+@contextmanager
+def let_go(condition: Condition) -> Iterator[None]:
+    """Without the lock, which this thread may have: the handler of a signal waits for the end of a pool while its
+    thread is in the middle of ``put``. By the same private methods as ``Condition.wait``, and for the same reason."""
+    lock: Any = condition
+    if not lock._is_owned():
+        yield
+        return
+    held = lock._release_save()
+    try:
+        yield
+    finally:
+        lock._acquire_restore(held)
 
 
 class Refused(RuntimeError):

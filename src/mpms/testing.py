@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import Hook, PoolConfig
-from .engine import Pending, Refused, Sink, Ticket, WorkerHandle, log_error
+from .engine import Pending, Refused, Sink, Ticket, WorkerHandle, let_go, log_error
 from .errors import PoolBroken, RemoteWorkerError, TaskCancelled
 from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
@@ -84,6 +84,7 @@ class InlineEngine:
         self._cancelled: set[TaskId] = set()  # of what is in the queue
         self._done = self._failed = self._taken = 0  # settled with a value, without one, delivered
         self._closed = False
+        self._sealed = False  # and all that was accepted has its outcome
         self._deadline: float | None = None  # of a stop
         self._broken: PoolBroken | None = None
         self._started: float | None = None
@@ -121,10 +122,14 @@ class InlineEngine:
             if self._closed:
                 raise self._refusal()
             self._last += 1
-            self._ticketed += ticket is not None
             task = TaskId(self._last)
             shown = (task, args, named, time.time())
-            self._records[task] = _Record(shown, payload, Each(function) if each else function, ticket)
+            record = _Record(shown, payload, Each(function) if each else function, ticket)
+            if self._sealed:  # the handler of a signal came in between, and has waited for the end
+                self._last -= 1
+                raise self._refusal()
+            self._ticketed += ticket is not None
+            self._records[task] = record
             self._queue.append(task)
             self._changed.notify_all()
         return task
@@ -162,7 +167,8 @@ class InlineEngine:
     def wait_stopped(self, timeout: float | None = None) -> bool:
         if threading.current_thread() is self._thread:
             raise RuntimeError("a collector can't wait for its own pool to end")
-        self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        with let_go(self._changed):
+            self._thread.join(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         return not self._thread.is_alive()
 
     def resize(self, processes: int) -> None:
@@ -323,8 +329,14 @@ class InlineEngine:
         self._taken += 1
 
     def _settle_queue(self, outcome: Outcome) -> None:
-        for task in list(self._queue):  # nothing is accepted any more
-            self._settle(task, outcome)
+        while not self._seal():
+            self._settle(self._queue[0], outcome)
+
+    def _seal(self) -> bool:
+        """When nothing is left, accept no more."""
+        with self._changed:
+            self._sealed = not self._queue
+            return self._sealed
 
     def _break(self, cause: BaseException) -> None:
         text = f"the pool {self._config.name} can't start workers: {type(cause).__name__}: {cause}"

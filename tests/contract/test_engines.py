@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -193,6 +194,34 @@ def test_nothing_is_accepted_after_close(make: Make) -> None:
     finish(engine)
     assert engine.submitted == 1
     assert sink.outcomes() == {1: Returned(1)}
+
+
+def test_the_end_may_be_waited_for_in_the_middle_of_a_submit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, sink = make(tasks.give)
+    engine.submit((1,), {})
+    module = sys.modules[type(engine).__module__]
+    name = "_Record" if hasattr(module, "_Record") else "record_of"
+    make_record = getattr(module, name)
+
+    def interrupted(*args: Any) -> Any:  # by the handler of a signal, while the lock of admission is held
+        finish(engine)
+        return make_record(*args)
+
+    monkeypatch.setattr(module, name, interrupted)
+    refused = threading.Event()
+
+    def submit() -> None:
+        try:
+            engine.submit((2,), {})
+        except Refused:
+            refused.set()
+
+    threading.Thread(target=submit, daemon=True).start()
+    assert refused.wait(PATIENCE)
+    assert sink.outcomes() == {TaskId(1): Returned(1)}
+    assert len(engine.pending()) == 0
+    stats = engine.stats()
+    assert (engine.submitted, stats.submitted, stats.queued, stats.running) == (1, 1, 0, 0)
 
 
 def test_what_is_pending_at_close_gets_its_outcome(make: Make, gate: NewGate) -> None:

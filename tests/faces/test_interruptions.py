@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import pytest
 import mpms.faces.executor
 import mpms.local.engine
 import mpms.testing
-from mpms import MPMS, Executor, TaskCancelled
+from mpms import MPMS, Executor, PoolBroken, TaskCancelled
 from mpms.config import PoolConfig
+from mpms.core.machine import PoolMachine
+from mpms.engine import Refused
 from mpms.faces.bulk import Bulk
 from mpms.faces.sinks import IteratorSink
 from mpms.ids import TaskId
@@ -93,9 +96,94 @@ def test_stopping_in_the_middle_of_a_put_gives_every_task_an_outcome(
     pool = MPMS(double, processes=1, threads=1, **options)
     pool.put(1)
     meanwhile(lambda: pool.graceful_shutdown(0.0))
-    in_time(lambda: pool.put(2))
+    with contextlib.suppress(Refused):  # it may come to its end within the half second that it takes at the most
+        in_time(lambda: pool.put(2))
     in_time(pool.join)
-    assert len([*pool.iter_results()]) == 2
+    assert len([*pool.iter_results()]) == pool.total_count
+
+
+def join(pool: MPMS) -> None:
+    pool.join()
+
+
+def shut_down(pool: MPMS) -> None:
+    assert pool.graceful_shutdown(PATIENCE)
+
+
+@pytest.mark.parametrize("end", [join, shut_down])
+def test_who_waits_for_the_end_in_the_middle_of_a_put_has_it(
+    options: dict[str, Any], meanwhile: Meanwhile, end: Callable[[MPMS], None]
+) -> None:
+    pool = MPMS(double, processes=1, threads=1, **options)
+    pool.put(1)
+
+    def put() -> None:
+        meanwhile(lambda: end(pool))
+        with pytest.raises(RuntimeError, match="closed"):
+            pool.put(2)
+
+    in_time(put)
+    assert pool.total_count == pool.stats().submitted == 1
+    assert pool.stats().running == pool.stats().queued == 0
+    assert list(pool.running_tasks) == pool.unfinished() == []
+    assert [result for _, result in pool.iter_results()] == [2]
+    in_time(pool.join)
+
+
+def test_who_shuts_down_in_the_middle_of_a_submit_has_all_results(
+    options: dict[str, Any], meanwhile: Meanwhile
+) -> None:
+    executor = Executor(1, **options)
+    first = executor.submit(double, 1)
+
+    def submit() -> None:
+        meanwhile(executor.shutdown)
+        with pytest.raises(RuntimeError, match="shutdown"):
+            executor.submit(double, 2)
+
+    in_time(submit)
+    assert first.result(0) == 2
+    in_time(executor.shutdown)
+
+
+def test_a_handler_that_puts_and_then_waits_has_what_it_put(options: dict[str, Any], meanwhile: Meanwhile) -> None:
+    pool = MPMS(double, processes=1, threads=1, **options)
+
+    def put_and_join() -> None:
+        pool.put(1)
+        pool.join()
+
+    def put() -> None:
+        meanwhile(put_and_join)
+        with pytest.raises(RuntimeError, match="closed"):
+            pool.put(2)
+
+    in_time(put)
+    assert [result for _, result in pool.iter_results()] == [2]
+    assert pool.total_count == pool.stats().submitted == pool.stats().done == 1
+
+
+def test_a_pool_that_breaks_in_the_middle_of_a_put_tells_what_became_of_it(
+    method: Any, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = MPMS(double, processes=1, threads=1, start_method=method)
+    pool.put(1)
+
+    def break_down() -> None:
+        def fail(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(PoolMachine, "handle", fail)
+        with pytest.raises(PoolBroken):
+            pool.join()
+
+    def put() -> None:
+        meanwhile(break_down)
+        with pytest.raises(PoolBroken):
+            pool.put(2)
+
+    in_time(put)
+    assert pool.total_count == pool.finish_count == 1
 
 
 def test_cancelling_in_the_middle_of_a_submit(options: dict[str, Any], meanwhile: Meanwhile) -> None:

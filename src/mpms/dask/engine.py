@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Client
 
 from ..config import PoolConfig
-from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle
+from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle, let_go
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from ..ids import TaskId, TaskOptions
@@ -111,20 +111,21 @@ class ClusterEngine:
         ticket: Ticket | None = None,
         wait: bool = True,
     ) -> TaskId:
-        if self._closed:
-            raise self._refusal()
+        self._refuse_if_closed()
         named = dict(kwargs)
         payload = dump((args, named))
         shipped = self._ship(function, each=each) if function is not None or each else None
         with self._changed:
             if wait and self._is_full():
                 self._wait(lambda: not self._is_full() or self._closed, None)
-            if self._closed:
-                raise self._refusal()
             self._last += 1
-            self.submitted += ticket is None
             task = TaskId(self._last)
-            self._records[task] = record_of(payload, shipped, args, named, ticket)
+            record = record_of(payload, shipped, args, named, ticket)
+            if self._closed:  # now: the handler of a signal may have come in between, and have waited for the end
+                self._last -= 1
+                raise self._refusal()
+            self.submitted += ticket is None
+            self._records[task] = record
             if options is not None:
                 self.options[task] = options
             self.inbox.append(task)
@@ -172,9 +173,10 @@ class ClusterEngine:
         if threading.current_thread() is self._delivery.thread:
             raise RuntimeError("a collector can't wait for its own pool to end")
         until = None if timeout is None else time.monotonic() + timeout
-        if not self._ended.wait(_bounded(timeout)):
-            return False
-        self._delivery.thread.join(None if until is None else _bounded(max(0.0, until - time.monotonic())))
+        with let_go(self._changed):
+            if not self._ended.wait(_bounded(timeout)):
+                return False
+            self._delivery.thread.join(None if until is None else _bounded(max(0.0, until - time.monotonic())))
         return not self._delivery.thread.is_alive()
 
     def resize(self, processes: int) -> None:
@@ -277,6 +279,10 @@ class ClusterEngine:
         if self._queued() < self._bound and undelivered < self._undelivered_bound:
             return False
         return threading.current_thread() is not self._delivery.thread  # which would wait for itself
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise self._refusal()
 
     def _refusal(self) -> BaseException:
         if self._courier.broken is not None:

@@ -35,7 +35,7 @@ from ..core.messages import (
     Verdict,
     Withdrawn,
 )
-from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle
+from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle, let_go
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
 from ..outcome import Broken
@@ -231,9 +231,12 @@ class LocalEngine:
                     self.submitted += 1
                 self._inbox.append(task)
                 wakeup = self._wakeup
-                if wakeup is not None and wakeup.is_needed and (wakeup.for_tasks or not task % _PORTION):
-                    wakeup.ring()
-                return task
+                if wakeup is not None:
+                    if wakeup.is_needed and (wakeup.for_tasks or not task % _PORTION):
+                        wakeup.ring()
+                    return task
+                if not self._started or not self._takes_back(task):
+                    return task
         raise self._refusal()  # without the lock, which the supervisor takes: it loads an exception of the user's
 
     def _admits(self, wait: bool) -> bool:
@@ -241,6 +244,19 @@ class LocalEngine:
         if wait and self._is_full():
             self._wait(lambda: not self._is_full() or self._closed or self._breakage is not None, None)
         return not self._closed and self._breakage is None
+
+    def _takes_back(self, task: TaskId) -> bool:
+        """With the lock held, of the last one: nobody is left who could run it, for the handler of a signal came in
+        between, and has waited for the end. Not when it has its outcome, as all have of a pool that broke."""
+        record = self._records.pop(task, None)
+        if record is None:
+            return False
+        self._options.pop(task, None)
+        self._inbox.remove(task)
+        self._last -= 1
+        if ticket_of(record) is None:
+            self.submitted -= 1
+        return True
 
     def _ship_function(self, function: Callable[..., Any] | None, *, each: bool) -> Shipped:
         function = self._function if function is None else function
@@ -287,9 +303,10 @@ class LocalEngine:
             raise RuntimeError("a collector can't wait for its own pool to end")
         until = None if timeout is None else time.monotonic() + timeout
         threads = (self._supervisor, self._delivery.thread, self._reporter.thread)
-        for thread in threads:
-            left = None if until is None else max(0.0, min(until - time.monotonic(), threading.TIMEOUT_MAX))
-            thread.join(left)
+        with let_go(self._changed):
+            for thread in threads:
+                left = None if until is None else max(0.0, min(until - time.monotonic(), threading.TIMEOUT_MAX))
+                thread.join(left)
         return not any(thread.is_alive() for thread in threads)
 
     def resize(self, processes: int) -> None:
@@ -494,11 +511,12 @@ class LocalEngine:
         self._notify()
 
     def _supervise(self) -> None:
-        loop = self._loop
+        loop, wakeup = self._loop, self._wakeup
         assert loop is not None
+        assert wakeup is not None
         try:
             loop.run()
-            while self._seal():  # accepted while it was ending: each of them is answered
+            while not self._seal():  # accepted while it was ending: each of them is answered
                 loop.step()
         except BaseException as error:  # our own: without this thread nothing would ever be answered
             self._internal_error(error)
@@ -506,10 +524,7 @@ class LocalEngine:
             self._ended = time.monotonic()
             self._answered.set()
             self._let_go(loop.close)
-            with self._changed:
-                wakeup, self._wakeup = self._wakeup, None  # first: closed, nobody may ring it, also in between here
-                if wakeup is not None:
-                    self._let_go(wakeup.close)
+            self._let_go(wakeup.close)
             self.kept(list(self._answers))
             self._delivery.end()
             self._reporter.end()
@@ -522,10 +537,12 @@ class LocalEngine:
             self.say(logging.ERROR, "mpms %s can't close all that it had open: %s", self._config.name, error)
 
     def _seal(self) -> bool:
-        """Accept no more; whether something was accepted that is not answered."""
+        """Accept no more; whether that is all. If not, something was accepted that is not answered."""
         with self._changed:
             self._closed, self._limit = True, 0
-            return bool(self._inbox)
+            if not self._inbox:
+                self._wakeup = None  # nobody rings it from now on
+            return self._wakeup is None
 
     def _internal_error(self, problem: BaseException) -> None:
         steps = "\n".join(self.story()[-20:])
@@ -535,6 +552,7 @@ class LocalEngine:
         breakage = Breakage.by(PoolBroken(f"the pool {name} broke by an internal error: {problem!r}"), problem)
         with self._changed:
             self._closed, self._limit = True, 0
+            self._wakeup = None
             self._breakage = breakage
         self._hand_over()
         rest = list(self._records)
