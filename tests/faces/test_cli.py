@@ -123,8 +123,9 @@ def test_chaos_ends_with_the_totals_of_the_clean_run(many: Path) -> None:
     assert int(table["kills"]) >= 1
     # A kill may find a worker that the pool replaces anyway, or that is no longer needed.
     assert 1 <= int(table["replaced workers"]) <= int(table["kills"])
-    # Also those that try, one at a time, the files of which nobody knows whether they killed their worker.
-    assert int(table["workers"]) >= 2 + int(table["replaced workers"])
+    # Also those that try, one at a time, the files of which nobody knows whether they killed their worker. But the last
+    # two may be killed when nothing is left for their successors.
+    assert int(table["workers"]) >= max(3, int(table["replaced workers"]))
     assert table["lost tasks"] == "0"
     assert "The totals are those of the clean run" in done.stdout
 

@@ -69,7 +69,8 @@ def test_the_figures_add_up_at_every_moment_while_tasks_run_fail_and_crash(metho
     assert last.failed >= 600
     assert last.undelivered == 0
     assert last.crashes == {"exit 3": 4}
-    assert last.starts >= 6  # many tasks come after the last crash
+    # Who crashed last has no successor when the other one, by the time this is known, has done or taken all the rest.
+    assert last.starts >= 5
 
 
 def test_what_was_just_put_is_queued_while_no_worker_is_up(method: str, stage: Stage) -> None:
