@@ -36,7 +36,9 @@ def test_a_block_runs_as_a_script(tmp_path: Path, program: str, output: str | No
         [sys.executable, "-W", "error", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr  # of a thread
+    # Of a thread; and none at all, but for Dask's, which logs that a machine that ends no longer hears the other.
+    assert not re.search("Exception (in thread|ignored)", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr or "dask" in program, done.stderr
     assert done.stdout == (output or "")
 
 

@@ -30,6 +30,9 @@ PATIENCE = 60.0
 # What a task can do
 
 
+_C = ctypes.PyDLL(None)  # doesn't let go of the GIL; made here, which on a busy machine takes long in a task
+
+
 def announce(address: str, word: object = None) -> socket.socket:
     """Tell the test at ``address`` that we are here; it sees us as long as the socket is open."""
     sock = socket.socket(socket.AF_UNIX)
@@ -73,13 +76,13 @@ def die(how: str) -> NoReturn:
 def raise_signal(number: int) -> None:
     """To this thread, as a bug in C code does it. Unlike ``signal.raise_signal`` it doesn't let go of the GIL: beside
     threads that run on faulthandler may crash while it reads their frames, about once in 100 times."""
-    getattr(ctypes.PyDLL(None), "raise")(int(number))
+    getattr(_C, "raise")(int(number))
 
 
 def hold_the_gil(seconds: int = 600) -> None:
     """Hang in C code that doesn't let go of the GIL."""
     while seconds:  # a signal that happens to come to this thread ends the sleep: the rest is returned
-        seconds = ctypes.PyDLL(None).sleep(seconds)
+        seconds = _C.sleep(seconds)
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -106,7 +109,7 @@ def announce_and_hold_the_gil(address: str, word: object = None) -> None:
         sock.settimeout(None)
         sock.connect(address.replace("@", "\0"))
         data = json.dumps([word, os.getpid()]).encode() + b"\n" + bytes(50_000_000)  # more than anybody will read
-        ctypes.PyDLL(None).write(sock.fileno(), data, ctypes.c_size_t(len(data)))
+        _C.write(sock.fileno(), data, ctypes.c_size_t(len(data)))
 
 
 # Where tasks wait for the test
