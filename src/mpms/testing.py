@@ -122,13 +122,14 @@ class InlineEngine:
             if self._closed:
                 raise self._refusal()
             self._last += 1
+            self._ticketed += ticket is not None
             task = TaskId(self._last)
             shown = (task, args, named, time.time())
             record = _Record(shown, payload, Each(function) if each else function, ticket)
             if self._sealed:  # the handler of a signal came in between, and has waited for the end
                 self._last -= 1
+                self._ticketed -= ticket is not None
                 raise self._refusal()
-            self._ticketed += ticket is not None
             self._records[task] = record
             self._queue.append(task)
             self._changed.notify_all()
