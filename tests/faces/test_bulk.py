@@ -22,7 +22,7 @@ from mpms.wire.chunks import Each
 def no_item_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long this thread is kept waiting: only what the items hold divides them."""
     monkeypatch.setattr("mpms.wire.chunks._CHUNK_SECONDS", math.inf)
-    monkeypatch.setattr("mpms.faces.bulk._CHUNK_SECONDS", math.inf)
+    monkeypatch.setattr("mpms.faces.pace._CHUNK_SECONDS", math.inf)
 
 
 class Engine:
@@ -113,6 +113,17 @@ def test_the_rest_of_a_chunk_that_comes_back_after_a_cancel_is_not_sent_again() 
     assert [*itertools.islice(values, 3)] == ["0", "1", "2"]
     with pytest.raises(TaskCancelled):
         next(values)
+
+
+def test_the_rest_of_a_chunk_that_took_too_long_is_shared_among_all_threads() -> None:
+    engine = Engine()
+    bulk = Bulk(engine, PoolConfig(processes=2, threads=2), str, range(11), chunksize=11, eager=True)  # type: ignore[arg-type]
+    bulk.feed()
+    engine.come_back(1, 1)
+    assert [args[0] for args, _ in engine.tasks.values()][1:] == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
+    for task in (5, 3, 2, 4):
+        engine.run(task)
+    assert [*bulk.values()] == [*map(str, range(11))]
 
 
 def test_it_has_ended_once_when_all_is_settled() -> None:

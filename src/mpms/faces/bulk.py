@@ -3,7 +3,7 @@
     source ─▶ feed ─▶ engine ─▶ settle ─▶ pieces, by place ─▶ values, or pairs
 
 - The size of chunks follows the time and the bytes that items are measured to take. A worker hands a chunk that takes
-  too long back.
+  too long back, and the rest of it is shared among all.
 - Of a chunk whose worker ends, the items that may have started have that outcome; the others go on in a new one.
 - The source is read by who iterates, in its thread, and only so far ahead as the bound allows.
 """
@@ -14,7 +14,7 @@ import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from time import monotonic
 from typing import Any, TypeAlias, cast
 
@@ -25,20 +25,9 @@ from ..ids import TaskId, TaskOptions
 from ..outcome import Crashed, Outcome, Returned, TimedOut
 from ..record import Record
 from ..wire.chunks import Chunk, pack
+from .pace import CHUNK_BYTES, Pace, Paces, is_at_hand
 
 __all__ = ["Bulk"]
-
-_CHUNK_SECONDS = 0.004
-"""What a chunk is to take: to send one and to hear of it costs 20 µs and more, some half a percent of it."""
-
-_CHUNK_MOST = 10_000
-"""Items of a chunk. Measured, 200,000 that do nothing: 28 ms in tens of thousands, 33 in chunks of 50,000, for which
-parent and workers wait in turn, and 34 in chunks of 2,500."""
-
-_CHUNK_BYTES = 1 << 20
-"""Bytes of the items of a chunk and of their values: so its size is bounded where quick calls take or return much."""
-
-_GROWTH = 16  # of chunks in one step, so that some quick items in front of slow ones don't mislead
 
 _MANY = 500
 """So many values of one chunk are let go of together. By its measured time 8 µs is what one of them takes to make, and
@@ -46,10 +35,6 @@ _MANY = 500
 
 _FILL_SECONDS = 0.005
 """How long a chunk waits for a slow source to give it more items."""
-
-
-_AT_HAND = {type(iter(list[Any]())), type(iter(())), type(iter(range(0)))}
-"""Iterators whose next item is there or isn't: none of it takes time, or raises."""
 
 
 class _Failure(Record):
@@ -71,6 +56,7 @@ class Bulk:
     ``function=None`` is the engine's own. ``star``: items are tuples of arguments. ``chunksize=None``: as measured.
     ``buffersize`` bounds the items that are read and not taken; ``None``: some chunks for each thread. ``eager``: all
     of ``source`` is at hand, and is fed though nobody takes anything; then ``ended`` is called when all is done.
+    ``paces`` is what the pool remembers of earlier maps.
     """
 
     def __init__(
@@ -85,6 +71,7 @@ class Bulk:
         buffersize: int | None = None,
         eager: bool = False,
         ended: Callable[[Bulk], None] | None = None,
+        paces: Paces | None = None,
     ) -> None:
         threads = config.processes * config.threads
         self._engine = engine
@@ -94,13 +81,15 @@ class Bulk:
         self._chunksize = 1 if _must_be_single(config) else chunksize
         self._single = _must_be_single(config)
         self._exact = config.task_timeout is not None or config.lifecycle_duration_hard is not None
-        self._size_most = _CHUNK_MOST if buffersize is None else max(1, buffersize // (2 * threads))
+        self._threads = threads
         self._chunks_most = 2 * threads + 2
         self._buffersize = buffersize
         self._eager = eager
         self._ended = ended
+        self._held = source if is_at_hand(source) else None  # Measured: 2 ns an item of a list, and not 80
         self._source = iter(source)
-        self._at_hand = type(self._source) in _AT_HAND  # Measured: 15 ns an item, and not 80
+        most = None if buffersize is None else max(1, buffersize // (2 * threads))
+        self._pace = Pace(paces or Paces(), function, source, config.processes, most)
         self._feeding = threading.Lock()  # whoever has it feeds: guards the source, and the next one
         self._read = 0
         # Its lock guards all below. A reentrant one: an iterator that Python's collector finds is closed anywhere.
@@ -109,7 +98,6 @@ class Bulk:
         self._out: dict[_Ticket, TaskId | None] = {}  # what the engine has
         self._untaken = 0  # items that were read and not taken
         self._asked = 0  # 1 as soon as somebody asks for one, which will not be in the buffer: as Python 3.14 counts
-        self._size = 1
         self._exhausted = False
         self._closed = False
         self._raised = False  # an error, to who iterates
@@ -133,7 +121,7 @@ class Bulk:
     def _room(self) -> int:
         """How many items the next chunk may have; 0: it is not time for one."""
         with self._changed:
-            size = self._chunksize or min(self._size, self._size_most)
+            size = self._chunksize or self._pace.size
             if self._exhausted:
                 return 0
             if self._buffersize is not None:
@@ -142,8 +130,9 @@ class Bulk:
             return size if len(self._out) + waiting < self._chunks_most else 0
 
     def _read_some(self, most: int) -> list[Any]:
-        if self._at_hand:
-            items = list(islice(self._source, most))
+        if self._held is not None:
+            part = self._held[self._read : self._read + most]
+            items = part if isinstance(part, list) else list(part)
             if len(items) < most:  # and no other way: it may have been closed meanwhile
                 self._exhausted = True
             return items
@@ -168,7 +157,7 @@ class Bulk:
             for at, item in enumerate(items):
                 self._send_single(place + at, item, self._config.retries)
             return
-        packed, problems, size = pack(items, star=self._star, exact=self._exact)
+        packed, problems, size = pack(items, star=self._star, exact=self._exact, numbers=type(self._held) is range)
         if problems:
             for at, item in enumerate(items):
                 if at in problems:
@@ -176,7 +165,7 @@ class Bulk:
                 else:
                     self._send_single(place + at, item, self._config.retries)
             return
-        if size > 2 * _CHUNK_BYTES and len(items) > 1 and self._chunksize is None:  # those before were smaller
+        if size > 2 * CHUNK_BYTES and len(items) > 1 and self._chunksize is None:  # those before were smaller
             half = len(items) // 2
             self._send(place, items[:half])
             self._send(place + half, items[half:])
@@ -243,7 +232,8 @@ class Bulk:
         values, errors = chunk.load()
         done = len(values)
         if done:
-            self._learn(chunk.seconds / done, size / len(items) + chunk.size / done)
+            with self._changed:
+                self._pace.learn(chunk.seconds / done, size / len(items) + chunk.size / done)
         begin, failed = 0, bool(errors)
         for at, (error, asks_for_retry) in errors.items():
             if asks_for_retry and self._config.retries:
@@ -256,12 +246,15 @@ class Bulk:
             self._arrive(place + begin, items[begin:done], values[begin:], failed=failed)
         else:
             self._arrive(place, items if done == len(items) else items[:done], values, failed=failed)
-        self._send(place + done, items[done:])
+        # It took too long, and each of the others may take as long: not in one thread, while the rest have nothing.
+        portion = max(1, -(-(len(items) - done) // self._threads))
+        for at in range(done, len(items), portion):
+            self._send(place + at, items[at : at + portion])
 
     def _settle_crash(self, place: int, items: list[Any], outcome: Crashed | TimedOut) -> None:
         begun = len(items) if outcome.items is None else min(outcome.items, len(items))
         with self._changed:
-            self._size = 1
+            self._pace.restart()
         for at in range(begun):
             error: WorkerCrashed | TaskTimeout = outcome.error
             if isinstance(error, TaskTimeout) and at < begun - 1:
@@ -271,12 +264,6 @@ class Bulk:
             else:
                 self._arrive(place + at, [items[at]], [_Failure(error)], failed=True)
         self._send(place + begun, items[begun:])
-
-    def _learn(self, seconds: float, size: float) -> None:
-        """So long an item takes, and so many bytes."""
-        wanted = min(_CHUNK_SECONDS / max(seconds, 1e-9), _CHUNK_BYTES / max(size, 1.0), _CHUNK_MOST)
-        with self._changed:
-            self._size = max(1, min(int(wanted), self._size * _GROWTH))
 
     def _arrive(self, place: int, items: list[Any], values: list[Any], *, failed: bool = False) -> None:
         if items:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # type checkers know this module, installed or not
     from typing_extensions import Self
 
     from ..figures import Stats, WorkerInfo, WorkerStacks
+    from .pace import Paces
 
 __all__ = ["Calls"]
 
@@ -25,6 +26,15 @@ class Calls:
 
     _engine: Engine
     _config: PoolConfig
+    _paces: Paces | None = None
+
+    def _remembered(self) -> Paces:
+        """Of earlier maps."""
+        from .pace import Paces
+
+        if self._paces is None:
+            self._paces = Paces()
+        return self._paces
 
     def _begin(self) -> None:
         """Start the engine unless that was done. Raises when it takes no more tasks."""

@@ -230,6 +230,7 @@ class Executor(Calls, concurrent.futures.Executor):
             buffersize=buffersize,
             eager=buffersize is None,
             ended=self._life.fed if buffersize is None else None,
+            paces=self._remembered(),
         )
         try:
             if buffersize is None:

@@ -229,6 +229,7 @@ class Streams(Calls, Generic[R]):
         star: bool,
     ) -> Bulk:
         from .bulk import Bulk  # here: not every pool maps, and it takes 1 ms of the time to the first result
+        from .pace import is_at_hand
 
         if fn is not None and not callable(fn):
             raise TypeError(f"fn must be a callable, or None for the pool's own, not {fn!r}")
@@ -239,7 +240,16 @@ class Streams(Calls, Generic[R]):
             check_integer("chunksize", chunksize, 1)
         if buffersize is not None:
             check_integer("buffersize", buffersize, 1)
-        source = iter(iterable)  # raises here rather than at the first next
+        source = iterable if is_at_hand(iterable) else iter(iterable)  # raises here rather than at the first next
         self._begin()
         size = None if isinstance(chunksize, str) else chunksize
-        return Bulk(self._engine, self._config, fn, source, star=star, chunksize=size, buffersize=buffersize)
+        return Bulk(
+            self._engine,
+            self._config,
+            fn,
+            source,
+            star=star,
+            chunksize=size,
+            buffersize=buffersize,
+            paces=self._remembered(),
+        )

@@ -196,12 +196,17 @@ class _Unpacked:
         return self._function(*load(data)) if self._star else self._function(load(data))
 
 
-def pack(items: Sequence[Any], *, star: bool, exact: bool) -> tuple[Packed, dict[int, Exception], int]:
+def pack(
+    items: list[Any], *, star: bool, exact: bool, numbers: bool = False
+) -> tuple[Packed, dict[int, Exception], int]:
     """The items as :class:`Each` takes them, without those that can't be pickled: these with the reason. And how many
-    bytes they take, about."""
-    size = _size_of_plain(list(chain.from_iterable(items)) if star else items)
+    bytes they take, about. ``numbers``: all of them are known to be some."""
+    if numbers and not star:
+        size: int | None = _SIZE_OF_NUMBER * len(items)
+    else:
+        size = _size_of_plain(list(chain.from_iterable(items)) if star else items)
     if size is not None:
-        return (list(items), False, star, exact), {}, size
+        return (items, False, star, exact), {}, size
     packed, problems = list[Any](), dict[int, Exception]()
     for at, item in enumerate(items):
         try:
