@@ -7,10 +7,13 @@ import random
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mpms import MPMS, WorkerCrashed
+from mpms.config import PoolConfig
+from mpms.local.engine import job_of
 
 from .helpers import PATIENCE, at_full_strength, kill, note, noted, pids, program, results, until
 
@@ -60,6 +63,33 @@ def test_arrays_come_back_and_can_be_written_to(any_method: str) -> None:
 
 def same(word: int, data: bytes) -> bytes:
     return data
+
+
+kept = list[object]()
+
+
+def keep(word: int, array: object) -> object:
+    """The argument, for good; and say what became of the earlier ones."""
+    kept.append(array)
+    return doubled(word, array), [bool((each == each[0]).all()) and int(each[0]) for each in kept]  # type: ignore[index]
+
+
+def test_what_a_task_or_its_caller_keeps_stays_as_it_is(any_method: str) -> None:
+    """Though the memory of what nobody keeps is used for the next ones."""
+    got = list[Any]()
+
+    def collect(meta: Any, result: Any) -> None:
+        got.append((*result, meta.args[0]))
+
+    with MPMS(keep, collect, processes=1, threads=1, start_method=any_method) as pool:
+        for word in range(30):
+            pool.put(word, numpy.full(SIZE // 8, word, dtype=numpy.int64))
+        pool.close()
+        pool.join()
+    assert len(got) == 30
+    for array, seen, word in got:
+        assert (array == 2 * word).all()
+        assert seen == list(range(word + 1))
 
 
 def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method: str) -> None:
@@ -133,3 +163,9 @@ def test_an_argument_for_which_a_worker_has_no_memory_costs_that_task_only(metho
     with program(LITTLE_MEMORY, method) as running:
         code, _, err = running.ends(PATIENCE)
     assert not code, err
+
+
+def test_a_worker_whose_memory_is_limited_keeps_none_for_later() -> None:
+    assert job_of(abs, PoolConfig(processes=1, threads=1)).kept_memory > 0
+    for limit in ("max_memory_per_process", "max_memory_hard"):
+        assert job_of(abs, PoolConfig(processes=1, threads=1, **{limit: 1 << 30})).kept_memory == 0  # type: ignore[arg-type]

@@ -16,9 +16,10 @@ from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Parcel, open_link
 from mpms.wire.board import Board, board_size
-from mpms.wire.files import FILED, MemoryFile, Receiver, pack, send_file
+from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
 from mpms.wire.frames import HEADER, Decoder, Message, encode
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
+from mpms.wire.shelf import Shelf
 
 from ..wire.single import single
 
@@ -148,7 +149,7 @@ def test_a_task_in_a_file_arrives_between_the_others(
     link, peer = pair
     if refused:
         monkeypatch.setattr("mpms.local.link.send_file", refuse)
-    file = pack([b"file" * 150_000])
+    file = Shelf(0).pack([b"file" * 150_000])
     assert isinstance(file, MemoryFile)
     link.send_tasks([plain(1, b"one"), (2, (file, None)), plain(3, b"three"), (4, (file, None))])
     got: list[Message] = []
@@ -169,7 +170,7 @@ def refuse(*_: object) -> int:
 @needs_memfd
 def test_a_worker_whose_file_cannot_be_taken_is_given_up(pair: Pair) -> None:
     link, peer = pair
-    file = pack([bytes(1 << 20)])
+    file = Shelf(0).pack([bytes(1 << 20)])
     assert isinstance(file, MemoryFile)
     send_file(peer.sock, HEADER.pack(RETURNED | FILED, 1, 8) + (1 << 21).to_bytes(8, "little"), file)
     assert link.read() == []

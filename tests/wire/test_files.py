@@ -14,11 +14,14 @@ from contextlib import contextmanager
 import pytest
 
 from mpms.wire import files
-from mpms.wire.files import FILED, MemoryFile, Receiver, pack, send_file
+from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
 from mpms.wire.frames import HEADER, Message, encode
 from mpms.wire.pickling import load
+from mpms.wire.shelf import Shelf
 
 LARGE = 1 << 19
+
+pack = Shelf(0).pack
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd here")
 

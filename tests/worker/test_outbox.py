@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from mpms.testing import FakeClock
-from mpms.wire.files import Receiver, pack
+from mpms.wire.files import Receiver
 from mpms.wire.frames import Decoder, Message, encode
 from mpms.wire.messages import DUE, RAISED, RESULTS, RETURNED, SMALL, Result
+from mpms.wire.shelf import Shelf
 from mpms.worker import ends, outbox
 from mpms.worker.outbox import LINGER, TEND, Outbox
 
@@ -158,7 +159,7 @@ def test_results_in_files_are_sent_with_the_others(
     box = Outbox(theirs, _never)
     contents = {1: b"small", 2: os.urandom(1 << 20), 3: os.urandom(SMALL + 1), 4: os.urandom(1 << 18)}
     for seq, content in contents.items():
-        box.add_result(seq, RETURNED, pack([content]))
+        box.add_result(seq, RETURNED, Shelf(0).pack([content]))
     sender = threading.Thread(target=lambda: (box.flush(), theirs.shutdown(socket.SHUT_WR)))
     sender.start()
     receiver, got, goes_on = Receiver(ours), dict[int, bytes](), True

@@ -217,7 +217,7 @@ class Executor(Calls, concurrent.futures.Executor):
                 raise ValueError("chunksize must be >= 1.")
         star = len(iterables) != 1
         source: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
-        if buffersize is None:
+        if buffersize is None and type(source) not in (range, tuple):  # those stay as they are
             source = list(source)
         self._life.begin()
         bulk = Bulk(

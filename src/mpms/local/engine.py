@@ -39,10 +39,11 @@ from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle, let_go
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
 from ..outcome import Broken
-from ..wire.files import Payload, pack
+from ..wire.files import Payload
 from ..wire.frames import keep_memory
 from ..wire.messages import SMALL, Call, Job
 from ..wire.pickling import dump_call, dump_for_child
+from ..wire.shelf import Shelf
 from . import exits
 from .delivery import Delivery, Results
 from .figures import Figures
@@ -73,6 +74,13 @@ _UNDELIVERED_LEAST = 1000
 
 _UNDELIVERED_BYTES = 1 << 28
 """And how many bytes of large ones, at the most."""
+
+
+_KEPT = 1 << 27
+"""Bytes of large arguments whose memory is kept for the next ones."""
+
+_KEPT_BY_WORKERS = 1 << 26
+"""And of large results, by each worker; not where memory is limited, for it is part of what a worker holds."""
 
 
 class LocalEngine:
@@ -116,6 +124,7 @@ class LocalEngine:
         self._loop: Loop | None = None
         self._links: dict[WorkerId, Link] = {}
         self._figures = Figures(self._machine, self._links)
+        self._shelf = Shelf(_KEPT)
         self._functions, self._each = Functions(), Functions(each=True)
         self._wakeup: WakeUp | None = None
         # Guards admission: the limit, and all below up to the waiters. Reentrant: a handler of a signal, or what
@@ -203,7 +212,7 @@ class LocalEngine:
         ticket: Ticket | None = None,
         wait: bool = True,
     ) -> TaskId:
-        payload = dump_call(args, kwargs, pack)
+        payload = dump_call(args, kwargs, self._shelf.pack)
         own = self._function is not None and function is None and not each
         shipped = None if own else self._ship_function(function, each=each)
         return self.accept(payload, shipped, args, kwargs, options, ticket, wait)
@@ -525,6 +534,7 @@ class LocalEngine:
             self._answered.set()
             self._let_go(loop.close)
             self._let_go(wakeup.close)
+            self._shelf.close()
             self.kept(list(self._answers))
             self._delivery.end()
             self._reporter.end()
@@ -639,6 +649,7 @@ def job_of(function: Callable[..., Any] | None, config: PoolConfig) -> Job:
         process_finalizer=_call(config.process_finalizer),
         thread_finalizer=_call(config.thread_finalizer),
         log_levels=_log_levels() if config.forward_logs else None,
+        kept_memory=_KEPT_BY_WORKERS if config.max_memory_per_process is config.max_memory_hard is None else 0,
     )
 
 

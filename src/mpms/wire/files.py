@@ -1,10 +1,11 @@
 """Large payloads, in files of memory that go from process to process by their descriptors.
 
-    parts ─▶ MemoryFile ── its descriptor, beside a short message ──▶ mapped
+    parts ─▶ MemoryFile ── its descriptor, beside a short message ──▶ mapped ─▶ returned
 
 So they are copied once, where they are made, and never through a socket, which takes a copy on each side. What is
-mapped is the receiver's own: nobody else sees what it writes there. Where there is no ``memfd``, or no descriptor is
-left for one, payloads go through the socket.
+mapped is the receiver's own: nobody else sees what it writes there, and the file stays as it is until he says, in its
+first page, that he looks at it no more. Where there is no ``memfd``, or no descriptor is left for one, payloads go
+through the socket.
 """
 
 from __future__ import annotations
@@ -25,15 +26,13 @@ from typing import Any, NoReturn, TypeAlias, cast
 from ..record import Record
 from .frames import HEADER, Decoder, Message
 
-__all__ = ["FILED", "MemoryFile", "Payload", "Receiver", "pack", "send_file"]
+__all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
 
 FILED = 0x40
 """Set in the kind of a message whose payload is the size of the file that comes beside it."""
 
-_LEAST = 1 << 19
-"""Bytes from which on a payload goes in a file. Measured, tasks a second with ``bytes`` or an array to a worker and
-back: 300 kB are 1.2 and 1.05 times as fast through the socket, 500 kB 1.08 (an array), 700 kB the same; 1 MiB takes all
-processors 2.3 ms in a file instead of 3.5, 16 MiB 41 instead of 61, and an array of 16 MiB 17 instead of 27."""
+_PAGE = resource.getpagesize()
+_LENT, _RETURNED = b"\0", b"\1"  # the first byte of a file
 
 _SIZE = struct.Struct("<Q")
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)  # for one: the kernel doesn't join what two messages have beside
@@ -41,31 +40,113 @@ _VECTOR_MOST = 256
 _TRUNCATED = int(socket.MSG_CTRUNC)  # as it is, an enum, each look takes 0.9 µs
 
 
-class MemoryFile:
-    """A payload in a file. The descriptor is closed with the last reference to this."""
+class File:
+    """A file of memory: a page whose first byte says whether its reader is done with it, and then what is in it."""
 
-    __slots__ = ("__weakref__", "fd", "size")
+    __slots__ = ("__weakref__", "_address", "_identity", "_mapped", "capacity", "fd")
+
+    def __init__(self) -> None:
+        """Raises ``OSError`` when there is no descriptor, ``AttributeError`` where there are no such files."""
+        self._address = self._mapped = 0
+        self.fd = os.memfd_create("mpms-payload", os.MFD_CLOEXEC)
+        self._identity = self._identify()
+        self.capacity = 0
+        """Bytes for which it has memory."""
+
+    def _identify(self) -> tuple[int, int]:
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
+    def is_there(self) -> bool:
+        """Or else a task has closed all descriptors that it found, and the number may be that of a file of its own."""
+        try:
+            return self._identify() == self._identity
+        except OSError:
+            return False
+
+    def fill(self, parts: Sequence[bytes | memoryview], size: int) -> None:
+        """Raises ``OSError`` when there is no memory."""
+        if self.capacity:
+            os.pwrite(self.fd, _LENT, 0)
+        # Measured, 16 MiB to memory that it has: 2.8 ms, and 4.6 by a system call. To where it has none yet that is a
+        # signal in place of an error when the machine has none either.
+        if size <= self.capacity and self._is_mapped():
+            at = _PAGE
+            for part in parts:
+                self._copy(part, at)
+                at += len(part)
+            return
+        _write_all(self.fd, parts, _PAGE)
+        self.capacity = max(self.capacity, size)
+
+    def _is_mapped(self) -> bool:
+        """As much of it as it has memory for."""
+        length = _PAGE + self.capacity
+        if self._mapped < length:
+            self._unmap()
+            address = _system().mmap(None, length, _READ_WRITE, _SHARED, self.fd, 0)
+            if address == _FAILED:
+                return False
+            self._address, self._mapped = address, length
+        return True
+
+    def _unmap(self) -> None:
+        if self._mapped:
+            _system().munmap(self._address, self._mapped)
+            self._mapped = 0
+
+    def _copy(self, part: bytes | memoryview, at: int) -> None:
+        """Without the GIL."""
+        system = _system()
+        if isinstance(part, bytes):
+            system.memmove(self._address + at, part, len(part))
+        elif part.readonly or not part.nbytes:
+            _write_all(self.fd, [part], at)
+        else:
+            system.memmove(self._address + at, (system.byte * part.nbytes).from_buffer(part), part.nbytes)
+
+    def is_returned(self) -> bool:
+        return os.pread(self.fd, 1, 0) == _RETURNED
+
+    def __del__(self) -> None:
+        self._unmap()
+        if hasattr(self, "_identity") and self.is_there():
+            os.close(self.fd)
+
+
+class MemoryFile:
+    """A payload in ``file``, which goes to ``keep`` with the last reference to this if it may be used again."""
+
+    __slots__ = ("__weakref__", "_file", "_keep", "sent", "size")
 
     alive = 0  # a hint, by which descriptors are spared: threads may lose a count
 
-    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Raises ``OSError`` when there is no descriptor or no memory."""
+    def __init__(self, file: File, parts: Sequence[bytes | memoryview], keep: Callable[[File], None]) -> None:
+        """Raises ``OSError`` when there is no memory."""
         self.size = sum(map(len, parts))
-        self.fd = os.memfd_create("mpms-payload", os.MFD_CLOEXEC)
+        self.sent = 0
+        """How often. There is one place in which a reader says that he is done with it: with two of them, as after a
+        crash, nobody knows."""
+        self._keep = keep
+        file.fill(parts, self.size)
+        self._file = file
         MemoryFile.alive += 1
-        _write_all(self.fd, [memoryview(part) for part in parts])
 
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def fd(self) -> int:
+        return self._file.fd
+
     def __del__(self) -> None:
-        fd = getattr(self, "fd", None)
-        if fd is not None:
-            MemoryFile.alive -= 1
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # a task has closed all descriptors that it found
+        if not hasattr(self, "_file"):
+            return
+        MemoryFile.alive -= 1
+        if self.sent <= 1 and self._file.is_there():
+            if not self.sent:
+                os.pwrite(self.fd, _RETURNED, 0)
+            self._keep(self._file)
 
     def message(self, kind: int, number: int) -> bytes:
         """What the descriptor is sent with."""
@@ -73,32 +154,18 @@ class MemoryFile:
 
     def inline(self, kind: int, number: int) -> list[bytes]:
         """The same for a receiver that can't be sent a descriptor."""
-        return [HEADER.pack(kind, number, self.size), bytes(_map(self.fd, self.size))]
+        return [HEADER.pack(kind, number, self.size), cast(bytes, _read_all(self.fd, self.size))]
 
 
 Payload: TypeAlias = bytes | MemoryFile
 
 
-def pack(parts: Sequence[bytes | memoryview]) -> Payload:
-    """All parts, in a file if they are large and there can be one."""
-    if sum(map(len, parts)) >= _LEAST and MemoryFile.alive < _most():
-        try:
-            return MemoryFile(parts)
-        except (AttributeError, OSError):  # no memfd here; or no descriptor, no memory left
-            pass
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
-
-
-def _most() -> int:
-    """Of the descriptors that a process may have, payloads that wait take a sixteenth: the rest is the user's."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft // 16 if soft != resource.RLIM_INFINITY else 1 << 16
-
-
 def send_file(sock: socket.socket, message: bytes, file: MemoryFile) -> int:
     """How many bytes of the message were sent; the descriptor goes with the first. As ``send``; also raises ``OSError``
     with ``ETOOMANYREFS`` when too many descriptors are under way."""
-    return sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fd]))])
+    count = sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fd]))])
+    file.sent += 1
+    return count
 
 
 class Receiver:
@@ -167,17 +234,54 @@ class Receiver:
 
 
 def _map(fd: int, size: int) -> memoryview:
-    """Memory of one's own with what is in the file, that ends with the last view of it."""
+    """Memory of one's own with what is in the file, that ends with the last view of it; then the file is returned."""
     # Else the first look beyond its end would end this process.
-    if os.fstat(fd).st_size < size:
+    if os.fstat(fd).st_size < _PAGE + size:
         raise OSError(errno.EINVAL, "a file is shorter than was said")
     system = _system()
-    address = system.mmap(None, size, _READ_WRITE, _PRIVATE, fd, 0)
+    address = system.mmap(None, size, _READ_WRITE, _PRIVATE, fd, _PAGE)
     if address == _FAILED:  # as there are too many mappings
-        return memoryview(bytearray(os.pread(fd, size, 0)))
+        data = _read_all(fd, size)
+        os.pwrite(fd, _RETURNED, 0)
+        return memoryview(data)
     memory = (system.byte * size).from_address(address)
-    weakref.finalize(memory, system.munmap, address, size).atexit = False  # it may have users until the very end
+    loan = _Loan(address, size, system.mmap(None, _PAGE, _READ_WRITE, _SHARED, fd, 0))
+    _loans.add(loan)
+    weakref.finalize(memory, loan.end).atexit = False  # it may have users until the very end
     return memoryview(memory).cast("B")
+
+
+class _Loan:
+    """A file that is mapped. Its sender uses it again when it is told that nobody looks at it any more."""
+
+    __slots__ = ("_address", "_page", "_size", "is_inherited")
+
+    def __init__(self, address: int, size: int, page: int) -> None:
+        self._address = address
+        self._size = size
+        self._page = page
+        self.is_inherited = False  # a child has it too
+
+    def end(self) -> None:
+        system = _system()
+        system.munmap(self._address, self._size)
+        if self._page != _FAILED:
+            if not self.is_inherited:
+                system.byte.from_address(self._page).value = _RETURNED[0]
+            system.munmap(self._page, _PAGE)
+        _loans.discard(self)
+
+
+_loans: set[_Loan] = set()
+
+
+def _keep_for_children() -> None:
+    """Before a fork: a child sees what is mapped here, and may do so for longer than this process."""
+    for loan in tuple(_loans):
+        loan.is_inherited = True
+
+
+os.register_at_fork(before=_keep_for_children)
 
 
 class _TooLarge:
@@ -192,12 +296,13 @@ def _too_large() -> NoReturn:
 _TOO_LARGE = pickle.dumps(_TooLarge(), 5)  # now: then there is no memory for it either
 
 
-_READ_WRITE, _PRIVATE, _FAILED = 3, 2, 2 ** (8 * struct.calcsize("P")) - 1
+_READ_WRITE, _SHARED, _PRIVATE, _FAILED = 3, 1, 2, 2 ** (8 * struct.calcsize("P")) - 1
 
 
 class _System(Record):
     mmap: Callable[..., int]
     munmap: Callable[..., int]
+    memmove: Callable[..., object]
     byte: Any
 
 
@@ -210,13 +315,24 @@ def _system() -> _System:
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return _System(libc.mmap, libc.munmap, ctypes.c_ubyte)
+    return _System(libc.mmap, libc.munmap, ctypes.memmove, ctypes.c_ubyte)
 
 
-def _write_all(fd: int, views: list[memoryview]) -> None:
+def _read_all(fd: int, size: int) -> bytearray:
+    data = bytearray(size)
+    at = 0
+    with memoryview(data) as view:
+        while at < size:
+            at += os.preadv(fd, [view[at:]], _PAGE + at)
+    return data
+
+
+def _write_all(fd: int, parts: Sequence[bytes | memoryview], at: int) -> None:
+    views = [memoryview(part) for part in parts]
     views = [view.cast("B") if view.nbytes else view for view in views]
     while views:
-        written = os.writev(fd, views[:_VECTOR_MOST])
+        written = os.pwritev(fd, views[:_VECTOR_MOST], at)
+        at += written
         while views and written >= len(views[0]):
             written -= len(views.pop(0))
         if views:

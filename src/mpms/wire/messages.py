@@ -168,6 +168,7 @@ class Job(Record, kw_only=True):
     process_finalizer: Call | None = None
     thread_finalizer: Call | None = None
     log_levels: Mapping[str, int] | None = None  # of the parent's loggers: logs go to it; the root's name is empty
+    kept_memory: int = 0  # bytes, of large results, whose memory a worker keeps for the next ones
 
 
 class Setup(Record, kw_only=True):

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error, unsendable
-from ..wire.files import Payload, Receiver, pack
+from ..wire.files import Payload, Receiver
 from ..wire.frames import Message, encode
 from ..wire.messages import (
     DUE,
@@ -45,6 +45,7 @@ from ..wire.messages import (
     unpack_tasks,
 )
 from ..wire.pickling import dump, load
+from ..wire.shelf import Shelf
 from . import ends, hooks, logs
 from .functions import Function, Functions
 from .interrupts import Interrupts
@@ -72,6 +73,7 @@ class Slots:
         self._outbox = outbox
         self._name = name
         self._wake_main = wake_main
+        self._pack = Shelf(job.kept_memory).pack
         self._receiver = Receiver(sock)  # the leader's, as the next one
         self._functions = Functions(job.function)
         self._leading = threading.Lock()
@@ -258,7 +260,7 @@ class Slots:
             if ends.forked:
                 ends.end_fork(None)
             try:
-                kind, result = RETURNED, dump(value, pack)
+                kind, result = RETURNED, dump(value, self._pack)
             except BaseException as problem:
                 kind, result = RAISED, dump_error(unsendable(value, problem))
         self._board.end(slot)
