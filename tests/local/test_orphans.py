@@ -123,6 +123,22 @@ def test_nobody_is_left_when_the_parent_is_killed_while_it_starts(any_method: st
         assert script.left_after(promised(SECOND)) == []
 
 
+def test_nobody_is_left_when_the_parent_is_killed_while_it_pickles_the_job(method: str) -> None:
+    """Then a fork server is coming up that was told nothing."""
+    code = """
+    class Task:
+        def __call__(self): ...
+        def __reduce__(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+    say("starting")
+    MPMS(Task(), start_method=sys.argv[1]).start()
+    """
+    with program(code, method) as script:
+        script.says("starting")
+        script.process.wait(20)
+        assert script.left_after(promised(SECOND)) == []
+
+
 def test_nobody_is_left_when_the_parent_is_killed_among_births(any_method: str) -> None:
     """Workers die and are born all the time when it happens."""
     code = """

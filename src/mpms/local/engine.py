@@ -21,8 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import Hook, PoolConfig
-from ..core.limits import Limits
-from ..core.machine import PoolMachine
 from ..core.messages import (
     AbandonedTask,
     CancelRequested,
@@ -45,20 +43,21 @@ from ..wire.messages import SMALL, Call, Job
 from ..wire.pickling import dump_call, dump_for_child
 from ..wire.shelf import Shelf
 from . import exits
-from .delivery import Delivery, Results
-from .figures import Figures
 from .functions import Functions, Shipped
-from .launcher import Launcher, Shipment
+from .launcher import Interpreter, Launcher, Shipment
 from .link import Link
-from .memory_watch import MemoryLimits
 from .records import Record, record_of, shown, ticket_of
-from .reports import Reporter
-from .verdicts import Breakage, Maker
 from .wakeup import WakeUp
 
 if TYPE_CHECKING:
+    from ..core.limits import Limits
+    from ..core.machine import PoolMachine
     from ..figures import Stats, WorkerInfo, WorkerStacks
+    from .delivery import Delivery, Results
+    from .figures import Figures
     from .loop import Loop
+    from .reports import Reporter
+    from .verdicts import Breakage, Maker
 
 __all__ = ["LocalEngine", "job_of"]
 
@@ -98,7 +97,7 @@ class LocalEngine:
         *,
         bounded: bool = True,
         shipment: Shipment | None = None,
-        delivery: type[Delivery] = Delivery,
+        delivery: type[Delivery] | None = None,
     ) -> None:
         self._config = config
         self._function = function
@@ -106,7 +105,7 @@ class LocalEngine:
         self._limit = 0  # how many tasks may have been accepted in all; 0: ask, see `_admit`
         self._undelivered_bound = max(_UNDELIVERED_LEAST, self._bound) if bounded else sys.maxsize
         self._bytes_bound = _UNDELIVERED_BYTES if bounded else sys.maxsize
-        self._machine = PoolMachine(_limits(config))
+        self._sink, self._kind = sink, delivery
         self._records: dict[TaskId, Record] = {}
         self._inbox: deque[TaskId] = deque()
         self._intake = 0  # of what was in it and isn't in the ledger yet
@@ -117,13 +116,10 @@ class LocalEngine:
         self._unfinished: dict[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
         self._stop_due = math.inf  # when all is to be answered, whatever hangs
         self._answered = threading.Event()  # all is
-        self._reporter = Reporter(config.name)
         self._shipment = shipment
-        self._delivery = delivery(sink, self._records, self._delivered, f"mpms-{config.name}-collector")
         self._supervisor = self._new_supervisor()
         self._loop: Loop | None = None
         self._links: dict[WorkerId, Link] = {}
-        self._figures = Figures(self._machine, self._links)
         self._shelf = Shelf(_KEPT)
         self._functions, self._each = Functions(), Functions(each=True)
         self._wakeup: WakeUp | None = None
@@ -146,10 +142,40 @@ class LocalEngine:
 
     # Starting
 
+    _machine: PoolMachine
+    _delivery: Delivery
+    _reporter: Reporter
+    _figures: Figures
+
+    def __getattr__(self, name: str) -> Any:
+        """One of these, for who asks before the start."""
+        if name not in LocalEngine.__annotations__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._furnish()
+        return self.__dict__[name]
+
+    def _furnish(self) -> None:
+        # Not before it is needed: the fork server comes up meanwhile, and the first result comes 8 ms earlier.
+        from ..core.machine import PoolMachine
+        from .delivery import Delivery
+        from .figures import Figures
+        from .reports import Reporter
+
+        with self._lock:
+            if "_machine" in self.__dict__:
+                return
+            name = self._config.name
+            make = self._kind or Delivery
+            self._figures = Figures(machine := PoolMachine(_limits(self._config)), self._links)
+            self._reporter = Reporter(name)
+            self._delivery = make(self._sink, self._records, self._delivered, f"mpms-{name}-collector")
+            self._machine = machine
+
     def start(self) -> None:
-        launcher = Launcher(self._shipment or self._ship())
-        launcher.open()
-        from .loop import Loop  # here: the fork server comes up meanwhile, and the first result comes 1 ms earlier
+        launcher = self._launch()
+        self._furnish()
+        from .loop import Loop
+        from .memory_watch import MemoryLimits
 
         self._wakeup = WakeUp()
         self._loop = Loop(
@@ -179,9 +205,23 @@ class LocalEngine:
     def _new_supervisor(self) -> threading.Thread:
         return threading.Thread(target=self._supervise, name=f"mpms-{self._config.name}-supervisor", daemon=True)
 
-    def _ship(self) -> Shipment:
-        job, asked = job_of(self._function, self._config), self._config.start_method
+    def _launch(self) -> Launcher:
+        """A fork server that comes up."""
+        asked = self._config.start_method
         method: StartMethod = asked or ("spawn" if sys.platform == "darwin" else "forkserver")
+        # Measured: a first result comes 9 ms earlier for a function of a script, to pickle which takes so long.
+        early = Interpreter(method) if self._shipment is None and method != "fork" else None
+        try:
+            launcher = Launcher(self._shipment or self._ship(method, asked))
+        except BaseException:
+            if early is not None:
+                early.end()
+            raise
+        launcher.open(early)
+        return launcher
+
+    def _ship(self, method: StartMethod, asked: StartMethod | None) -> Shipment:
+        job = job_of(self._function, self._config)
         if method == "fork":
             return Shipment(method, job)
         try:
@@ -559,6 +599,8 @@ class LocalEngine:
         where = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__))
         name = self._config.name
         self.say(logging.CRITICAL, "mpms %s: internal error; the last steps were:\n%s\n%s", name, steps, where)
+        from .verdicts import Breakage
+
         breakage = Breakage.by(PoolBroken(f"the pool {name} broke by an internal error: {problem!r}"), problem)
         with self._changed:
             self._closed, self._limit = True, 0
@@ -597,6 +639,8 @@ class _Answer:
 
 
 def _limits(config: PoolConfig) -> Limits:
+    from ..core.limits import Limits
+
     return Limits(
         processes=config.processes,
         threads=config.threads,

@@ -52,18 +52,22 @@ _PR_SET_CHILD_SUBREAPER = 36
 _MOST_DESCRIPTORS = 64  # in one message: 16 births
 
 
-def main(fd: int, told: int) -> NoReturn:
-    """A fork server of a new interpreter: the file ``told`` says what it is to do."""
+def main(fd: int, told: int, waits: int, *, forks: bool) -> NoReturn:
+    """A fork server of a new interpreter: the file ``told`` says what it is to do, when ``waits`` has a byte."""
     from ..worker.setup import prepare
 
     server = ForkServer(socket.socket(fileno=fd))
+    if forks:
+        import_worker()
+    if not os.read(waits, 1):
+        os._exit(0)  # there is nothing to do, or nobody left to do it for
+    os.close(waits)
     with open(told, "rb") as file:
         setup: Setup = pickle.load(file)
     prepare(setup)
     if setup.spawn:
         gc.enable()
         server.serve(setup)
-    import_worker()
     try:
         job: Job = load(setup.job)
         gc.enable()

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import warnings
 from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TypeAlias
 
 from ..ids import StartMethod, WorkerId
@@ -26,7 +28,7 @@ from . import descriptors
 from .link import Link, open_link
 from .memory import anonymous_file
 
-__all__ = ["Born", "Gone", "Launcher", "LoadFailed", "Report", "ServerLost", "Shipment"]
+__all__ = ["Born", "Gone", "Interpreter", "Launcher", "LoadFailed", "Report", "ServerLost", "Shipment"]
 
 
 class Born(Record):
@@ -76,22 +78,24 @@ class Launcher:
     def is_open(self) -> bool:
         return self._server is not None
 
-    def open(self) -> None:
-        """Start the fork server; the reports of it are read as it comes up."""
+    def open(self, early: Interpreter | None = None) -> None:
+        """Start the fork server, or take one that is coming up; its reports are read as it does."""
         self._decoder, self._loaded = Decoder(), False
-        ours, theirs = socket.socketpair()
-        descriptors.own(ours.fileno())
-        try:
-            if self._shipment.method == "fork":
-                self._server = _Clone(ours, theirs, self._shipment.job)
-            else:
-                self._server = _Subprocess(ours, theirs, self._shipment)
-        except BaseException:
-            descriptors.close(ours.detach())
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
+        shipment = self._shipment
+        if early is not None and (shipment.method == "fork" or shipment.inherited):
+            early.end()  # it is none of those; or it can't be given any more what it has to inherit
+            early = None
+        if shipment.method == "fork":
+            self._server = _Clone(shipment.job)
+        else:
+            early = early or Interpreter(shipment.method, shipment.inherited)
+            try:
+                early.tell(shipment)
+            except BaseException:
+                early.end()
+                raise
+            self._server = early
+        self._server.socket.setblocking(False)
 
     def fileno(self) -> int:
         assert self._server is not None
@@ -247,31 +251,59 @@ class _Server:
         self.reap()
 
 
-class _Subprocess(_Server):
-    """A fresh interpreter."""
+class Interpreter(_Server):
+    """A fresh one, that comes up and waits to be told what for: it needs not wait until the job is pickled."""
 
-    def __init__(self, ours: socket.socket, theirs: socket.socket, shipment: Shipment) -> None:
-        # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
-        told = anonymous_file("mpms-setup")
-        try:
-            with open(told, "wb", closefd=False) as file:
-                pickle.dump(_setup(shipment), file, 5)
-            os.lseek(told, 0, os.SEEK_SET)
+    def __init__(self, method: StartMethod, inherited: Sequence[int] = ()) -> None:
+        with ExitStack() as kept, ExitStack() as given:
+            # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
+            told = descriptors.own(anonymous_file("mpms-setup"))
+            kept.callback(descriptors.close, told)
+            waits, go = os.pipe()
+            given.callback(os.close, waits)
+            kept.callback(descriptors.close, descriptors.own(go))
+            ours, theirs = _socketpair()
+            given.enter_context(theirs)
+            kept.callback(lambda: descriptors.close(ours.detach()))
             code = (
                 # Nothing that is imported becomes garbage: to look for it takes a tenth of the time.
                 f"import gc, sys; gc.disable(); sys.path[:] = {list(map(str, sys.path))!r}; "
-                f"from mpms.local.forkserver import main; main({theirs.fileno()}, {told})"
+                f"from mpms.local.forkserver import main; "
+                f"main({theirs.fileno()}, {told}, {waits}, forks={method != 'spawn'})"
             )
             self._process = subprocess.Popen(
                 [_executable(), *_interpreter_flags(), "-c", code],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), told, *shipment.inherited],
+                pass_fds=[theirs.fileno(), told, waits, *inherited],
                 cwd=None if _directory() else "/",  # Python 3.13.0 can't even import socket in one that is gone
                 start_new_session=True,  # Ctrl-C on the terminal is the parent's to answer
             )
-        finally:
-            os.close(told)
+            kept.pop_all()
+        self._untold: tuple[int, int] | None = told, go
         super().__init__(ours, self._process.pid)
+
+    def tell(self, shipment: Shipment) -> None:
+        assert self._untold is not None
+        told, go = self._untold
+        with open(told, "wb", closefd=False) as file:
+            pickle.dump(_setup(shipment), file, 5)
+        os.lseek(told, 0, os.SEEK_SET)  # of the one that it has, too
+        try:
+            os.write(go, b"\0")
+        except BrokenPipeError:
+            pass  # it has ended: that is heard of by its socket
+        self._hush()
+
+    def _hush(self) -> None:
+        """If it has been told nothing by now it ends."""
+        if self._untold is not None:
+            for fd in self._untold:
+                descriptors.close(fd)
+            self._untold = None
+
+    def end(self) -> None:
+        self._hush()
+        super().end()
 
     def reap(self) -> None:
         self._process.wait()
@@ -280,7 +312,7 @@ class _Subprocess(_Server):
 class _Clone(_Server):
     """A fork of this process, made once: it is single-threaded, so that what it forks is clean."""
 
-    def __init__(self, ours: socket.socket, theirs: socket.socket, job: Job) -> None:
+    def __init__(self, job: Job) -> None:
         from .forkserver import import_worker
 
         # Before the fork: in the child an import may find a lock held by a thread that isn't there.
@@ -289,12 +321,18 @@ class _Clone(_Server):
         with warnings.catch_warnings():
             # Python 3.12 warns of forking with threads. This fork takes no lock but those that Python itself makes new.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+            with ExitStack() as kept:
+                ours, theirs = _socketpair()
+                kept.enter_context(theirs)
+                kept.callback(lambda: descriptors.close(ours.detach()))
+                pid = os.fork()
+                kept.pop_all()
         if not pid:
             try:
                 _be_clone(theirs, job)
             finally:
                 os._exit(70)  # never back into the user's program
+        theirs.close()
         super().__init__(ours, pid)
 
     def reap(self) -> None:
@@ -302,6 +340,12 @@ class _Clone(_Server):
             os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass  # the user's program waits for any child
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    descriptors.own(ours.fileno())
+    return ours, theirs
 
 
 def _be_clone(theirs: socket.socket, job: Job) -> None:
