@@ -21,7 +21,7 @@ from mpms.wire.frames import Decoder, Message, encode
 from mpms.wire.messages import DUE, RAISED, RESULTS, RETURNED, SMALL, Result
 from mpms.wire.shelf import Shelf
 from mpms.worker import ends, outbox
-from mpms.worker.outbox import LINGER, TEND, Outbox
+from mpms.worker.outbox import LINGER, Outbox
 
 from ..wire.single import single
 from .conftest import Ends
@@ -256,10 +256,10 @@ def test_the_main_thread_sends_what_a_thread_left_behind(lingering: Lingering) -
     box.add_result(1, RETURNED, b"left behind")
     box.flush_if_old()
     assert lingering.woken == 1
-    assert box.tend() == TEND  # not yet: look again
+    assert box.tend() == LINGER  # not yet: look again
     assert lingering.taken == []
-    lingering.clock.advance(TEND + 1e-9)
-    assert box.tend() == TEND
+    lingering.clock.advance(LINGER + 1e-9)
+    assert box.tend() == LINGER
     assert lingering.taken == [b"left behind"]
     assert box.tend() is None  # nothing there: not before a wake-up
     box.add_result(1, RETURNED, b"next")
@@ -272,7 +272,7 @@ def test_the_main_thread_is_not_woken_while_it_tends(lingering: Lingering) -> No
     for _ in range(3):
         box.add_result(1, RETURNED, b"x")
         box.flush_if_old()
-        assert box.tend() == TEND
+        assert box.tend() == LINGER
     assert lingering.woken == 1
 
 
@@ -292,9 +292,9 @@ def test_a_result_that_is_added_while_the_main_thread_goes_to_sleep_is_tended(li
 
     box._tended = True
     box._results = Lying()
-    assert box.tend() == TEND
-    lingering.clock.advance(TEND + 1e-9)
-    assert box.tend() == TEND
+    assert box.tend() == LINGER
+    lingering.clock.advance(LINGER + 1e-9)
+    assert box.tend() == LINGER
     assert lingering.taken == [b"just added"]
 
 

@@ -17,12 +17,10 @@ from . import ends
 
 __all__ = ["Outbox"]
 
-LINGER = 0.0002
-"""Seconds that a result may wait for company while its thread goes on: at 5,000 tasks a second and less each result has
-a system call of its own, which then takes under 2 % of the time."""
-
-TEND = 0.001
-"""Seconds after which the main thread sends what a thread left behind that went on with a long task."""
+LINGER = 0.001
+"""Seconds that a result may wait for company while its thread goes on. Whichever thread has one then sends all; if all
+are busy with long tasks, the main thread does. Measured, 20,000 sleeps of 1 ms in 2 x 4 threads: 1.2 s of a processor
+in the parent, 1.9 in all; with 0.2 ms 1.6 and 2.3, for nearly each result has a message of its own then."""
 
 _JOIN_MOST = 1 << 16  # below, one copy is cheaper than a longer vector
 _LOGS_MOST = 1000
@@ -94,10 +92,10 @@ class Outbox:
         if not self._results:
             self._tended = False
             # Added just now, by a thread that still saw it tended?
-            return TEND if self._results else None
-        if monotonic() - self._oldest >= TEND:
+            return LINGER if self._results else None
+        if monotonic() - self._oldest >= LINGER:
             self.flush()
-        return TEND
+        return LINGER
 
     def _send(self) -> None:
         parts, files = self._take_results()
