@@ -115,6 +115,21 @@ def test_the_rest_of_a_chunk_that_comes_back_after_a_cancel_is_not_sent_again() 
         next(values)
 
 
+def test_of_a_list_that_was_read_nothing_is_kept() -> None:
+    engine = Engine()
+    items = [{number} for number in range(3)]
+    alive = [weakref.ref(item) for item in items]
+    bulk = bulk_of(engine, items, chunksize=2)
+    bulk.feed()
+    for task in (1, 2):
+        engine.run(task)
+    engine.tasks.clear()
+    assert [*bulk.values()] == ["{0}", "{1}", "{2}"]
+    del items
+    assert [ref() for ref in alive] == [None] * 3
+    del bulk
+
+
 def test_the_rest_of_a_chunk_that_took_too_long_is_shared_among_all_threads() -> None:
     engine = Engine()
     bulk = Bulk(engine, PoolConfig(processes=2, threads=2), str, range(11), chunksize=11, eager=True)  # type: ignore[arg-type]

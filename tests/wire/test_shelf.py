@@ -235,6 +235,21 @@ def test_a_file_of_the_users_that_has_its_number_now_is_left_alone(shelf: Shelf,
     os.close(fd)
 
 
+def test_a_file_can_not_be_cut_off_under_who_looks_at_it(shelf: Shelf, transfer: Callable[[MemoryFile], bytes]) -> None:
+    """To look at what isn't there ends a process, by SIGBUS."""
+    file = packed(shelf, b"a" * SIZE)
+    payload = transfer(file)
+    with pytest.raises(PermissionError):
+        os.truncate(file.fd, 0)
+    assert payload == b"a" * SIZE
+
+
+def test_a_number_that_somebody_uses_who_has_closed_it_is_not_that_of_a_file(shelf: Shelf) -> None:
+    fd = os.dup(0)
+    os.close(fd)
+    assert packed(shelf, bytes(SIZE)).fd > fd + 100
+
+
 def test_a_file_that_was_closed_by_a_task_is_no_loss(shelf: Shelf) -> None:
     file = packed(shelf, b"a" * SIZE)
     os.close(file.fd)

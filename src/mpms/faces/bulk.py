@@ -87,7 +87,7 @@ class Bulk:
         self._eager = eager
         self._ended = ended
         self._held = source if is_at_hand(source) else None  # Measured: 2 ns an item of a list, and not 80
-        self._source = iter(source)
+        self._source = iter(() if self._held is not None else source)
         most = None if buffersize is None else max(1, buffersize // (2 * threads))
         self._pace = Pace(paces or Paces(), function, source, config.processes, most)
         self._feeding = threading.Lock()  # whoever has it feeds: guards the source, and the next one
@@ -134,7 +134,7 @@ class Bulk:
             part = self._held[self._read : self._read + most]
             items = part if isinstance(part, list) else list(part)
             if len(items) < most:  # and no other way: it may have been closed meanwhile
-                self._exhausted = True
+                self._exhausted, self._held = True, ()  # the items are whose turn it is, and nobody else's
             return items
         items, until = [], monotonic() + _FILL_SECONDS
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import functools
 import os
 import pickle
@@ -25,6 +26,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 from ..record import Record
 from .frames import HEADER, Decoder, Message
+from .lifting import lift
 
 __all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
 
@@ -48,7 +50,9 @@ class File:
     def __init__(self) -> None:
         """Raises ``OSError`` when there is no descriptor, ``AttributeError`` where there are no such files."""
         self._address = self._mapped = 0
-        self.fd = os.memfd_create("mpms-payload", os.MFD_CLOEXEC)
+        self.fd = lift(os.memfd_create("mpms-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        # To look at what was cut off would end the process that does.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self._identity = self._identify()
         self.capacity = 0
         """Bytes for which it has memory."""

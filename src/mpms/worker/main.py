@@ -12,7 +12,6 @@ import fcntl
 import multiprocessing.process
 import os
 import pickle
-import resource
 import select
 import signal
 import socket
@@ -25,6 +24,7 @@ from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error
 from ..wire.frames import Decoder, encode, keep_memory
+from ..wire.lifting import lift
 from ..wire.messages import (
     ASK_SIGNAL,
     DUMP_SIGNAL,
@@ -61,8 +61,8 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
     keep_memory()
     memory = Board(board, job.threads)
     os.close(board)
-    data, control, stacks = _lift(data), _lift(control), _lift(stacks)
-    wake_read, wake_write = map(_lift, os.pipe())
+    data, control, stacks = lift(data), lift(control), lift(stacks)
+    wake_read, wake_write = map(lift, os.pipe())
     os.set_blocking(wake_write, False)
     # A signal that comes just before the main thread waits would else be answered when it wakes for something else.
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -171,19 +171,6 @@ def _forget_fork_server() -> None:
         server: Any = module._forkserver
         server._lock = threading.Lock()
         server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
-
-
-def _lift(fd: int) -> int:
-    """The same under a high number: one that a file of the user's won't have, after a task has closed all it found."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    lowest = 600 if soft == resource.RLIM_INFINITY else min(600, max(soft - 40, soft // 2))
-    try:
-        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
-    except OSError:
-        os.set_inheritable(fd, False)
-        return fd  # no high numbers left: a low one works too
-    os.close(fd)
-    return lifted
 
 
 def _keep_evidence(stacks: int) -> None:
