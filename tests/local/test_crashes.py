@@ -272,13 +272,13 @@ def _die_in_the_middle_of_a_write() -> None:
     """From now on this process writes at most a megabyte of anything large, and then is killed."""
     from mpms.worker import outbox
 
-    real = os.writev
+    real = os.pwritev
 
     def some_of(views: list[memoryview]) -> list[memoryview]:
         return [memoryview(views[0])[:1_000_000]] if len(views) == 1 else [views[0]]
 
-    def writev(fd: int, views: list[memoryview]) -> int:  # into a file of memory
-        real(fd, some_of(views))
+    def pwritev(fd: int, views: list[memoryview], at: int) -> int:  # into a file of memory
+        real(fd, some_of(views), at)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
@@ -286,7 +286,7 @@ def _die_in_the_middle_of_a_write() -> None:
         sock.sendmsg(some_of(views))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    os.writev = writev  # type: ignore[assignment]
+    os.pwritev = pwritev  # type: ignore[assignment]
     outbox._send_all = send_all
 
 
