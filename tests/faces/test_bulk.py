@@ -21,7 +21,7 @@ from mpms.wire.chunks import Each
 @pytest.fixture(autouse=True)
 def no_item_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long this thread is kept waiting: only what the items hold divides them."""
-    monkeypatch.setattr("mpms.wire.chunks._CHUNK_SECONDS", math.inf)
+    monkeypatch.setattr("mpms.wire.chunks.CHUNK_SECONDS", math.inf)
     monkeypatch.setattr("mpms.faces.pace._CHUNK_SECONDS", math.inf)
 
 

@@ -48,7 +48,7 @@ def open_engine(method: Any) -> Iterator[Open]:
 @pytest.fixture
 def open_whole(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Workers that take their time for a chunk: on a busy machine it may come back before what the test is about."""
-    monkeypatch.setattr(chunks, "_CHUNK_SECONDS", PATIENCE)  # which a fork inherits
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", PATIENCE)  # which a fork inherits
     return functools.partial(open_engine, start_method="fork")
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mpms import Executor, RemoteTraceback, TaskTimeout, WorkerCrashed
 from mpms.faces.bulk import Bulk
 
-from .helpers import PATIENCE, Stopwatch, die, note, noted, until
+from .helpers import PATIENCE, Stopwatch, die, meet, meeting, note, noted, until
 from .stage import Stage
 
 CHUNKSIZES: list[Any] = [1, 3, 1000, "auto"]
@@ -400,6 +400,30 @@ def test_an_iterator_that_is_dropped_releases_its_items(executor: Executor, buff
     items.clear()
     gc.collect()
     assert until(lambda: not left)
+
+
+# Slow items behind quick ones
+
+
+def test_slow_items_behind_quick_ones_are_run_by_all_threads(method: Any) -> None:
+    """Though the quick ones have made a chunk of many, and had many noted together."""
+    with meeting() as place, Executor(2, threads=2, start_method=method) as executor:
+
+        def visit(number: int, address: str = place.address) -> int:
+            if number == 0:
+                time.sleep(0.5)  # that is how long it takes: nothing is waited for
+            elif number > 0:
+                meet(address, number)
+            return number
+
+        quick = [-1] * 100_000
+        assert len([*executor.map(visit, quick)]) == len(quick)
+        values = executor.map(visit, [*quick[:5_000], *range(16)])
+        for guest in place.arrivals(4):
+            guest.release()
+        for _ in range(15 - 4):
+            place.arrive().release()
+        assert [*values] == [*quick[:5_000], *range(16)]
 
 
 # Crashes in chunks

@@ -477,6 +477,38 @@ def test_a_child_that_an_item_forks_runs_no_further_items(place: Noted, clock: F
     assert began == [0, 1, 2, 3, 4]
 
 
+def test_what_is_taken_away_from_a_step_is_not_begun_in_it(place: Noted) -> None:
+    """By another thread, in the midst of an item. As there is time left, it is in the next step."""
+    began: list[int] = []
+
+    def work(x: int) -> int:
+        began.append(x)
+        if x in (4, 8):
+            place.items.clear()
+        return x
+
+    chunk = Each(work)(list(range(20)), False, False, False)
+    assert chunk.values == began == [*range(20)]
+    assert chunk.errors == {}
+    assert place.notes == [1, 3, 7, 13, 20]  # of steps of 1, 2, 4, 8 the third and the fourth were cut
+
+
+def test_an_item_that_stops_an_iteration_when_the_rest_is_taken_away_is_not_begun_again(place: Noted) -> None:
+    began: list[int] = []
+
+    def work(x: int) -> int:
+        began.append(x)
+        if x == 4:
+            place.items.clear()
+            raise StopIteration
+        return x
+
+    chunk = Each(work)(list(range(10)), False, False, False)
+    assert began == [*range(10)]
+    assert chunk.values == [0, 1, 2, 3, None, 5, 6, 7, 8, 9]
+    assert list(chunk.errors) == [4]
+
+
 def test_what_a_child_raises_is_for_nobody_in_the_chunk(place: Noted) -> None:
     def leave(x: int) -> None:
         place.items.clear()

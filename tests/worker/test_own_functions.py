@@ -52,7 +52,7 @@ def nothing_is_known() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def chunks_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slowly they run: else a chunk comes back after 0.05 s with what it has by then."""
-    monkeypatch.setattr(chunks, "_CHUNK_SECONDS", math.inf)
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", math.inf)
 
 
 def find(name: str) -> Callable[..., Any]:

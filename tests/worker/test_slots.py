@@ -12,9 +12,12 @@ from collections import Counter
 import pytest
 
 from mpms import RemoteWorkerError, WorkerGracefulDie
+from mpms.wire import chunks
+from mpms.wire.chunks import Each
 from mpms.wire.failures import load_error
 from mpms.wire.frames import Message, encode
 from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
+from mpms.wire.pickling import load
 from mpms.worker import ends
 
 from .conftest import Ends
@@ -325,3 +328,46 @@ def test_the_end_of_the_parent_ends_the_process(stage: NewStage, worker_ends: En
     slots._ours.shutdown(socket.SHUT_WR)
     slots.join()
     assert worker_ends.take() == [("parent_gone",)]
+
+
+# Chunks
+
+
+def test_what_is_behind_a_slow_item_of_a_chunk_comes_back(stage: NewStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though quick ones before it have made the step long."""
+    monkeypatch.setattr(chunks, "_STEP_SECONDS", 3600.0)  # however slow this machine is
+    held = Held(*(number for number in range(100) if number != 40))
+    slots = stage(Each(held)).ready()
+    slots.send(1, args=(list(range(100)), False, False, False))
+    held.wait_for(40)
+    assert slots.woken.is_set()  # the main thread: it is to look at it from now on
+    assert slots.slots.tend() == chunks.CHUNK_SECONDS
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)
+    slots.slots.tend()
+    held.let_go(40)
+    [(_, _, payload)] = slots.collect(RETURNED)
+    assert load(payload).values == [*range(41)]
+    assert slots.slots.tend() is None  # nothing is left to look at
+
+
+def test_the_main_thread_is_woken_again_by_the_next_chunk(stage: NewStage) -> None:
+    slots = stage(Each(abs)).ready()
+    for seq in (1, 2):
+        slots.woken.clear()
+        slots.send(seq, args=([1, 2, 3], False, False, False))
+        slots.collect(RETURNED)
+        assert slots.woken.is_set()
+        assert slots.slots.tend() is None
+    slots.send(3)
+    slots.collect(RAISED)
+
+
+def test_a_chunk_that_begins_while_the_main_thread_goes_to_sleep_is_watched(
+    stage: NewStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race: it finds none; one begins and wakes nobody, for it is watched; then it would sleep."""
+    slots = stage(abs).ready()
+    slots.slots._watched = True
+    looks = iter([False, True])
+    monkeypatch.setattr(slots.slots, "_has_chunks", lambda: next(looks))
+    assert slots.slots.tend() == chunks.CHUNK_SECONDS

@@ -127,7 +127,8 @@ def _serve(poll: select.poll, control: int, wake_read: int, slots: Slots, outbox
                     slots.recall(number)
                 elif kind == INTERRUPT:
                     slots.interrupt(number, LIMIT.unpack(payload)[0])
-        wait = outbox.tend()
+        waits = [seconds for seconds in (outbox.tend(), slots.tend()) if seconds is not None]
+        wait = min(waits, default=None)
 
 
 def _start_failed(outbox: Outbox, error: BaseException) -> NoReturn:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
+from ..wire import chunks
 from ..wire.board import Board
 from ..wire.chunks import Place
 from ..wire.messages import Job
@@ -24,9 +26,12 @@ class WorkersPlace(Place):
         asks_for_retry: Callable[[BaseException], bool],
         interrupts: Interrupts | None,
         worker: str,
+        watch: Callable[[], None],
     ) -> None:
         super().__init__()
         self.is_dying = False
+        self._since = 0.0  # the last note
+        self._watch = watch
         self._board = board
         self._slot = slot
         self._die_exceptions = job.die_exceptions
@@ -41,7 +46,18 @@ class WorkersPlace(Place):
         return self._left
 
     def go_on(self, items: int, now: float) -> None:
+        self._since = now
         self._board.go_on(self._slot, items, now)
+
+    def hold(self, items: list[Any]) -> None:
+        self.items = items
+        self._watch()  # last: whoever watches looks whether there are any
+
+    def let_go_if_slow(self, now: float) -> None:
+        """For who watches: what has not begun after so long begins elsewhere. It may be about what has begun since,
+        which then goes elsewhere too early."""
+        if now - self._since >= chunks.CHUNK_SECONDS:
+            self.items.clear()
 
     def enter(self, now: float) -> None:
         if self._interrupts is not None:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeAlias
 
+from ..wire import chunks
 from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error, unsendable
@@ -83,6 +84,8 @@ class Slots:
         self._closing = False
         self._taking = threading.Lock()  # guards the four above
         self._interrupts = Interrupts(job.threads) if job.timeout_raises else None
+        self._places: list[WorkersPlace] = []
+        self._watched = False  # the main thread knows that there is a chunk
         self._counting = threading.Lock()  # guards the three below
         self._starting = job.threads
         self._active = job.threads
@@ -125,15 +128,37 @@ class Slots:
         if self._interrupts is not None:
             self._interrupts.strike(seq, limit)
 
+    def tend(self) -> float | None:
+        """Take what slow chunks have not begun away from them. Seconds until the next call, ``None``: not before a
+        wake-up."""
+        now = monotonic()
+        for place in self._places:
+            place.let_go_if_slow(now)
+        if not self._has_chunks():
+            self._watched = False
+            # Begun just now, by a thread that still saw it watched?
+            if not self._has_chunks():
+                return None
+        return chunks.CHUNK_SECONDS
+
+    def _has_chunks(self) -> bool:
+        return any(place.items for place in self._places)
+
     # The threads' side
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._wake_main()
 
     def _main(self, slot: int) -> None:
         who = threading.current_thread().name
         try:
             self._board.set_ident(slot, threading.get_ident())
             here.place = place = WorkersPlace(
-                self._board, slot, self._job, self._asks_for_retry, self._interrupts, self._name
+                self._board, slot, self._job, self._asks_for_retry, self._interrupts, self._name, self._watch
             )
+            self._places.append(place)
             set_thread_title(who)
             try:
                 hooks.initialize(self._job.thread_initializer)
