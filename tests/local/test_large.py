@@ -103,7 +103,9 @@ def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method:
         pool.close()
         got = results(pool)
     assert got.keys() == contents.keys()
-    assert all(isinstance(got[word], WorkerCrashed) or got[word] == contents[word] for word in contents)
+    others = {word: result for word, result in got.items() if not isinstance(result, WorkerCrashed)}
+    wrong = {word: result for word, result in others.items() if result != contents[word]}
+    assert {word: bytes(result[:60]) if isinstance(result, bytes) else result for word, result in wrong.items()} == {}
     assert sum(isinstance(result, WorkerCrashed) for result in got.values()) < 40
 
 

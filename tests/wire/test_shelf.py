@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpms.wire import files
-from mpms.wire.files import MemoryFile, Receiver, send_file
+from mpms.wire.files import File, MemoryFile, Receiver, send_file
 from mpms.wire.shelf import Shelf
 
 SIZE = 1 << 20
@@ -101,6 +101,29 @@ def test_each_file_is_used_by_one_payload_at_a_time(shelf: Shelf, transfer: Call
         payloads = [transfer(packed(shelf, letter * SIZE)) for letter in letters]
         assert [bytes(payload[:1]) for payload in payloads] == letters
         assert all(payload == letter * SIZE for payload, letter in zip(payloads, letters, strict=True))
+
+
+def test_a_file_that_another_thread_has_used_since_it_was_looked_at_is_left_alone(
+    shelf: Shelf, transfer: Callable[[MemoryFile], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race: it is free; another thread takes it, fills it, sends it, and puts it back."""
+    first = inode(packed(shelf, b"a" * SIZE))
+    look, payloads = shelf._is_free, list[bytes]()
+
+    def look_and_be_overtaken(file: File) -> bool:
+        monkeypatch.undo()
+        assert look(file)
+        other = packed(shelf, b"b" * SIZE)
+        assert inode(other) == first
+        payloads.append(transfer(other))
+        return True
+
+    monkeypatch.setattr(shelf, "_is_free", look_and_be_overtaken)
+    ours = packed(shelf, b"c" * SIZE)
+    assert inode(ours) != first
+    assert payloads == [b"b" * SIZE]
+    payloads.clear()
+    assert inode(packed(shelf, b"d" * SIZE)) == first  # it is on the shelf all the same
 
 
 def test_what_was_sent_twice_is_not_used_again(shelf: Shelf, transfer: Callable[[MemoryFile], bytes]) -> None:

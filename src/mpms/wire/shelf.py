@@ -53,14 +53,17 @@ class Shelf:
         files = list(self._files.copy())
         files.reverse()
         files.sort(key=lambda file: (file.capacity < size, abs(file.capacity - size)))
-        for file in files:
-            if self._is_free(file):
-                try:
-                    self._files.remove(file)
-                except ValueError:  # another thread was faster
-                    continue
-                return file
-        return None
+        return next((file for file in files if self._is_free(file) and self._has_claimed(file)), None)
+
+    def _has_claimed(self, file: File) -> bool:
+        try:
+            self._files.remove(file)
+        except ValueError:  # another thread was faster
+            return False
+        if self._is_free(file):
+            return True
+        self._files.append(file)  # another thread has had it since we looked: it was filled and sent again
+        return False
 
     def _is_free(self, file: File) -> bool:
         # A child that was forked has them too, and would write to what its parent reads.
