@@ -143,7 +143,7 @@ class Each:
         return Each, (self._function,)
 
     def __call__(self, items: list[Any], one_by_one: bool, star: bool, exact: bool) -> Chunk:
-        # Measured: 65 ns an item for a function that does nothing, where list(map(function, items)) takes 45.
+        # Measured: 38 ns an item for a function that does nothing, where list(map(function, items)) takes 29.
         place = here.place
         function, call = self._function, starmap if star else map
         if one_by_one:

@@ -62,7 +62,7 @@ class Shelf:
             return False
         if self._is_free(file):
             return True
-        self._files.append(file)  # another thread has had it since we looked: it was filled and sent again
+        self._keep(file)  # another thread has had it since we looked: it was filled and sent again
         return False
 
     def _is_free(self, file: File) -> bool:
