@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -124,6 +125,31 @@ def test_a_file_that_another_thread_has_used_since_it_was_looked_at_is_left_alon
     assert payloads == [b"b" * SIZE]
     payloads.clear()
     assert inode(packed(shelf, b"d" * SIZE)) == first  # it is on the shelf all the same
+
+
+def test_threads_that_share_a_shelf_never_have_the_same_file(shelf: Shelf) -> None:
+    torn = list[int]()
+
+    def use(number: int) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            receiver = Receiver(theirs)
+            for turn in range(100):
+                content = bytes([number * 50 + turn % 50]) * (SIZE + turn % 3)
+                file = packed(shelf, content)
+                send_file(ours, file.message(1, 1), file)
+                del file
+                [(_, _, payload)], _ = receiver.read()
+                if payload != content:
+                    torn.append(number)
+                del payload
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torn == []
 
 
 def test_what_was_sent_twice_is_not_used_again(shelf: Shelf, transfer: Callable[[MemoryFile], bytes]) -> None:

@@ -51,11 +51,11 @@ class File:
         """Raises ``OSError`` when there is no descriptor, ``AttributeError`` where there are no such files."""
         self._address = self._mapped = 0
         self.fd = lift(os.memfd_create("mpms-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-        # To look at what was cut off would end the process that does.
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self._identity = self._identify()
         self.capacity = 0
         """Bytes for which it has memory."""
+        # To look at what was cut off would end the process that does.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
     def _identify(self) -> tuple[int, int]:
         status = os.fstat(self.fd)
@@ -327,7 +327,10 @@ def _read_all(fd: int, size: int) -> bytearray:
     at = 0
     with memoryview(data) as view:
         while at < size:
-            at += os.preadv(fd, [view[at:]], _PAGE + at)
+            count = os.preadv(fd, [view[at:]], _PAGE + at)
+            if not count:  # a sender that has lost its mind has cut it off
+                raise OSError(errno.EINVAL, "a file is shorter than was said")
+            at += count
     return data
 
 

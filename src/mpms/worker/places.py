@@ -50,7 +50,7 @@ class WorkersPlace(Place):
         self._board.go_on(self._slot, items, now)
 
     def hold(self, items: list[Any]) -> None:
-        self.items = items
+        super().hold(items)
         self._watch()  # last: whoever watches looks whether there are any
 
     def let_go_if_slow(self, now: float) -> None:
