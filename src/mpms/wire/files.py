@@ -19,6 +19,7 @@ import pickle
 import resource
 import socket
 import struct
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +113,9 @@ class File:
     def is_returned(self) -> bool:
         return os.pread(self.fd, 1, 0) == _RETURNED
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # what is needed here may be gone, and the system takes all back
+            return
         self._unmap()
         if hasattr(self, "_identity") and self.is_there():
             os.close(self.fd)
@@ -143,8 +146,8 @@ class MemoryFile:
     def fd(self) -> int:
         return self._file.fd
 
-    def __del__(self) -> None:
-        if not hasattr(self, "_file"):
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing() or not hasattr(self, "_file"):  # as above
             return
         MemoryFile.alive -= 1
         if self.sent <= 1 and self._file.is_there():
