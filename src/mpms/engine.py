@@ -21,6 +21,7 @@ __all__ = [
     "Refused",
     "Sink",
     "Ticket",
+    "Unopened",
     "WorkerHandle",
     "let_go",
     "log_error",
@@ -53,6 +54,18 @@ class Ticket(Protocol):
 
     def settle(self, outcome: Outcome) -> None:
         """Called once, on the engine's delivery thread, as the sink is. An exception that it lets out is logged."""
+        ...
+
+
+class Unopened(Protocol):
+    """A value that a task has returned, as it came. The user's classes run when it is unpickled."""
+
+    def load(self) -> object:
+        """The value; raises what they raise."""
+        ...
+
+    def open(self) -> Outcome:
+        """The outcome; what they raise makes it an error."""
         ...
 
 
@@ -155,6 +168,12 @@ class Engine(Protocol):
     def cancel(self, task: TaskId, timeout: float = 0.0) -> bool:
         """Cancel the task if it has not started; its outcome is then ``TaskCancelled``. Whether that is certain within
         ``timeout`` seconds: normally it takes a millisecond, and with 0 is not waited for."""
+        ...
+
+    def expect(self, task: TaskId, take: Callable[[Unopened], bool] | None) -> None:
+        """Somebody waits for what a task with a ticket returns. ``take`` may be given it, which is sooner; and when it
+        says that it takes it, the ticket isn't. It must not wait, nor run code of the user's. ``None``: nobody waits
+        any more."""
         ...
 
     def cancel_all(self) -> None:

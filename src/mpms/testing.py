@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import Hook, PoolConfig
-from .engine import Pending, Refused, Sink, Ticket, WorkerHandle, let_go, log_error
+from .engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go, log_error
 from .errors import PoolBroken, RemoteWorkerError, TaskCancelled
 from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
@@ -142,6 +142,9 @@ class InlineEngine:
             self._cancelled.add(task)
             self._changed.notify_all()
         return timeout > 0
+
+    def expect(self, task: TaskId, take: Callable[[Unopened], bool] | None) -> None:
+        pass  # the ticket does
 
     def cancel_all(self) -> None:
         with self._changed:

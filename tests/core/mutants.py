@@ -420,8 +420,8 @@ MUTANTS = [
     Mutant(
         "nothing is recalled",
         "dispatch.py",
-        "            self._recall(serving, now, effects)\n        return",
-        "            pass\n        return",
+        "            self._recall(now, effects)\n",
+        "            pass\n",
     ),
     Mutant(
         "the stall of a worker is not waited for",
@@ -788,5 +788,53 @@ MUTANTS = [
         "machine.py",
         "return not self.ledger.ready\n",
         "return not self.ledger.waiting\n",
+    ),
+    Mutant(
+        "offers don't care for a limited rate, nor for free memory",
+        "dispatch.py",
+        "        if self._is_limited:\n            return []\n",
+        "",
+    ),
+    Mutant(
+        "who is to answer is offered tasks",
+        "dispatch.py",
+        "for worker in self._takers() if not worker.sent",
+        "for worker in self._fleet.in_phase(Serving) if not worker.sent",
+    ),
+    Mutant(
+        "who has run its share is offered tasks",
+        "dispatch.py",
+        "if not worker.sent and self._room(worker) > 0]\n        return [(id",
+        "if not worker.sent]\n        return [(id",
+    ),
+    Mutant(
+        "who has something to do is offered more",
+        "dispatch.py",
+        "if not worker.sent and self._room(worker) > 0]\n        return [(id",
+        "if self._room(worker) > 0]\n        return [(id",
+    ),
+    Mutant(
+        "a task that took an offer has the number of another dispatch",
+        "dispatch.py",
+        "        self._last_seq = seq - 1  #",
+        "        #",
+    ),
+    Mutant(
+        "a task that took an offer isn't counted",
+        "tasks.py",
+        "        self.submitted += 1\n        self._newest = task\n",
+        "        self._newest = task\n",
+    ),
+    Mutant(
+        "a task that took an offer is taken for one that waits",
+        "tasks.py",
+        "        self.submitted += 1\n        self._newest = task\n",
+        "        self.submitted += 1\n",
+    ),
+    Mutant(
+        "a deadline that comes with an offer is forgotten",
+        "dispatch.py",
+        "        ledger = self._ledger\n        ready = ledger.ready\n",
+        "        ledger = self._ledger\n        self._timed = False\n        ready = ledger.ready\n",
     ),
 ]

@@ -10,15 +10,18 @@ from mpms.core.messages import (
     AbandonedTask,
     BoardSeen,
     Broke,
+    CancelRequested,
     Closed,
     Crash,
     Dispatch,
     DumpStacks,
     Fail,
+    Keep,
     Kill,
     LinkLost,
     LostCause,
     MemorySeen,
+    OfferTaken,
     ReadBoard,
     ReadMemory,
     Recall,
@@ -106,6 +109,92 @@ def test_a_worker_that_retires_is_replaced_before_it_has_ended() -> None:
 
 
 # Who gets what
+
+
+def test_who_is_idle_is_offered_the_next_task_each_as_a_dispatch_of_its_own() -> None:
+    pool = Pool().up()
+    assert pool.machine.offers() == [(W1, 1), (W2, 2)]
+    pool.submits(1)
+    assert pool.machine.offers() == [(W2, 2)]
+    pool.submits(1)
+    assert pool.machine.offers() == []
+    pool.finishes(1, 1)
+    assert pool.machine.offers() == [(W1, 3)]
+
+
+def test_a_task_that_took_an_offer_is_its_workers() -> None:
+    pool = Pool().up()
+    assert pool.happens(OfferTaken(W2, Seq(2), TaskId(1))) == []
+    assert (pool.held(1), pool.held(2)) == ([], [2])
+    assert pool.machine.offers() == [(W1, 3)]
+    assert only(Settle, pool.finishes(2, 2)) == [Settle([(TaskId(1), Seq(2))])]
+    pool.submits(1)
+    assert pool.sent() == [(W1, TaskId(2))]
+    assert pool.held(1) == [3]
+
+
+def test_a_task_that_took_an_offer_goes_back_when_its_worker_ends_before_it_has_started() -> None:
+    pool = Pool(processes=1).up()
+    pool.happens(OfferTaken(W1, Seq(1), TaskId(1)), exited(1))
+    pool.up()
+    assert pool.sent() == [(W2, TaskId(1))]
+
+
+def test_what_is_said_of_a_task_that_took_an_offer_is_understood_in_the_same_breath() -> None:
+    pool = Pool(lifecycle_duration=60.0).up()
+    effects = pool.happens(OfferTaken(W1, Seq(1), TaskId(1)), ResultsArrived(W1, [Seq(1)]))
+    assert effects == [Settle([(TaskId(1), Seq(1))])]
+    assert pool.machine.ledger.outstanding == 0
+
+
+def test_a_task_that_took_an_offer_and_is_over_is_not_cancelled() -> None:
+    pool = Pool().up()
+    pool.happens(OfferTaken(W1, Seq(1), TaskId(1)), ResultsArrived(W1, [Seq(1)]))
+    assert pool.happens(CancelRequested([TaskId(1)])) == [Keep([TaskId(1)])]
+
+
+def test_the_time_of_a_task_that_took_an_offer_runs() -> None:
+    pool = Pool(task_timeout=5.0).up()
+    pool.submits(1)
+    pool.finishes(1, 1)
+    pool.happens(OfferTaken(W1, Seq(2), TaskId(2)), after=1.0)
+    assert pool.machine.next_deadline() == pool.now + 5.0 - 1.0  # that of the one before it, which is looked at first
+    pool.wakes()
+    pool.happens(board(1, s2=pool.now - 4.0))
+    assert pool.machine.next_deadline() == pool.now + 1.0
+
+
+def test_a_worker_ages_from_an_offer_on_that_was_its_first_task() -> None:
+    pool = Pool(processes=1, lifecycle_duration_hard=60.0).up()
+    pool.submits(0)  # and is at rest
+    pool.happens(OfferTaken(W1, Seq(1), TaskId(1)))
+    pool.finishes(1, 1)
+    assert pool.machine.next_deadline() is not None
+
+
+def test_nothing_is_offered_of_a_worker_that_has_not_answered() -> None:
+    pool = Pool(processes=2, threads=1).up()
+    pool.works_fast(1)
+    pool.submits(4)
+    pool.happens(CancelRequested([TaskId(pool.machine.ledger.submitted)]))
+    held = pool.held(1)
+    pool.finishes(1, *held)
+    pool.finishes(2, *pool.held(2))
+    recalled = {recall.worker for recall in only(Recall, pool.effects)}
+    assert recalled
+    assert not recalled & {worker for worker, _ in pool.machine.offers()}
+
+
+def test_nothing_is_offered_where_starts_are_limited() -> None:
+    assert Pool(max_rate=10.0).up().machine.offers() == []
+    assert Pool(watch_free_memory=True).up().machine.offers() == []
+
+
+def test_a_worker_that_has_run_its_share_is_offered_nothing() -> None:
+    pool = Pool(processes=1, threads=1, lifecycle=1).up()
+    pool.happens(OfferTaken(W1, Seq(1), TaskId(1)))
+    pool.finishes(1, 1)
+    assert pool.machine.offers() == []
 
 
 def test_tasks_wait_until_a_worker_is_ready() -> None:

@@ -36,6 +36,7 @@ from mpms.core.messages import (
     LinkLost,
     LostCause,
     MemorySeen,
+    OfferTaken,
     ReadBoard,
     ReadFreeMemory,
     ReadMemory,
@@ -182,6 +183,7 @@ class World:
         self.results: set[Seq] = set()  # a worker has it, or the pool
         self.outcomes: dict[TaskId, str] = {}
         self.answers: list[Event] = []  # of the shell, to be told next
+        self.taken: list[Event] = []  # offers, to be told before all else
         self.coming: Sequence[Event] = ()  # what is to be told right after that
         self.stopped: Stopped | None = None
         self.cursed = False  # no worker comes up any more
@@ -190,7 +192,8 @@ class World:
     # What happens
 
     def happens(self, *events: Event) -> None:
-        told, self.answers = self.answers, []
+        taken, self.taken = self.taken, []
+        told, self.answers = [*taken, *self.answers], []
         if told and any(isinstance(one, WorkerExited) for one in events):
             # Apart, since what an end means depends on what the board said before: see `_foresee_end`.
             self.coming = events
@@ -221,6 +224,21 @@ class World:
         self.happens(TasksSubmitted(tasks, options))
         if nothing_else and not needed:
             assert self.dispatched == sent, "it was to be told of these tasks, and said that it needn't"
+
+    def submit_to_the_idle(self, most: int) -> list[Process]:
+        """Tasks, as long as there are offers: those workers have them before the pool hears of it. Who took which."""
+        takers = []
+        for worker, seq in self.machine.offers()[: most if not self.taken else 0]:
+            self.submitted += 1
+            task = TaskId(self.submitted)
+            process = self._process(worker)
+            assert not process.running
+            assert not process.inbox
+            self._given(process, [(seq, task)])
+            self.taken.append(OfferTaken(worker, seq, task))
+            takers.append(process)
+            reach("an offer was taken")
+        return takers
 
     def deliver(self, process: Process, count: int | None = None) -> list[Event]:
         """Take up to ``count`` messages out of its socket."""
@@ -315,26 +333,7 @@ class World:
                 ward = self.machine.fleet.workers[worker].ward
                 self.processes[worker] = Process(worker, [0] * self.limits.threads, ward)
             case Dispatch(worker, tasks):
-                process = self._process(worker)
-                assert process.up
-                assert not process.no_more, "a task for a worker that takes no more"
-                asked_back = any(isinstance(one, Recall) for one in process.control)
-                # Who asks for his own end gives back unasked, and that passes for the answer.
-                assert process.closing or not asked_back, "a task for a worker that has not given back"
-                process.given += len(tasks)
-                self.dispatched += len(tasks)
-                assert self.limits.budget is None or process.given <= self.limits.budget
-                self._check_gates(process, len(tasks))
-                if not process.ward:
-                    self.just_sent += [task for _, task in tasks]
-                for seq, task in tasks:
-                    assert (task in self.suspects) == process.ward, "a suspect among others, or one of them in the ward"
-                    assert seq > process.last_given
-                    assert seq not in self.place
-                    assert task not in self.outcomes
-                    process.last_given = seq
-                    self.place[seq] = task, process
-                    process.inbox.append((seq, task))
+                self._given(self._process(worker), tasks)
             case Recall(worker):
                 self._process(worker).control.append(effect)
             case Retire(worker):
@@ -404,6 +403,28 @@ class World:
                 self.stopped = effect
                 if effect.broken:
                     reach("broke")
+
+    def _given(self, process: Process, tasks: Sequence[tuple[Seq, TaskId]]) -> None:
+        """It is sent them."""
+        assert process.up
+        assert not process.no_more, "a task for a worker that takes no more"
+        asked_back = any(isinstance(one, Recall) for one in process.control)
+        # Who asks for his own end gives back unasked, and that passes for the answer.
+        assert process.closing or not asked_back, "a task for a worker that has not given back"
+        process.given += len(tasks)
+        self.dispatched += len(tasks)
+        assert self.limits.budget is None or process.given <= self.limits.budget
+        self._check_gates(process, len(tasks))
+        if not process.ward:
+            self.just_sent += [task for _, task in tasks]
+        for seq, task in tasks:
+            assert (task in self.suspects) == process.ward, "a suspect among others, or one of them in the ward"
+            assert seq > process.last_given
+            assert seq not in self.place
+            assert task not in self.outcomes
+            process.last_given = seq
+            self.place[seq] = task, process
+            process.inbox.append((seq, task))
 
     def _process(self, worker: WorkerId) -> Process:
         """Its exit may have been told in the same breath as what the effect answers."""

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from mpms.errors import TaskCancelled
+from mpms.errors import RemoteWorkerError, TaskCancelled
 from mpms.faces import futures
 from mpms.faces.futures import Future
-from mpms.outcome import Cancelled, Raised, Returned
+from mpms.ids import TaskId
+from mpms.outcome import Cancelled, Outcome, Raised, Returned
 
 
 def new() -> Future[int]:
@@ -187,3 +188,199 @@ def test_a_fork_of_the_user_has_futures_of_its_own_though_a_thread_had_the_lock(
     over.set()
     holder.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+# Who waits, and opens what has come himself
+
+
+class Waited:
+    """An engine that has one task, for which somebody waits or doesn't."""
+
+    def __init__(self) -> None:
+        self.take: Callable[[Any], bool] | None = None
+        self.waited = threading.Event()
+
+    def expect(self, task: int, take: Callable[[Any], bool] | None) -> None:
+        assert task == 1
+        self.take = take
+        if take is not None:
+            self.waited.set()
+
+
+class Result:
+    """As it came. ``load`` is what the user's classes do."""
+
+    def __init__(self, load: Callable[[], object]) -> None:
+        self.load = load
+        self.loads = 0
+
+    def open(self) -> Outcome:
+        self.loads += 1
+        try:
+            return Returned(self.load())
+        except BaseException as error:
+            return Raised(RemoteWorkerError("mpms_unpickleable_result", str(error)))
+
+
+class Waiter:
+    """Another thread, that asks a future for its result."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.got: list[object] = []
+        self._future = future
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            self.got.append(self._future.result(30))
+        except BaseException as error:
+            self.got.append(error)
+
+    def ends(self) -> object:
+        self._thread.join(30)
+        assert len(self.got) == 1
+        return self.got[0]
+
+
+def waited(engine: Waited) -> Future[Any]:
+    future: Future[Any] = Future(engine)  # type: ignore[arg-type]
+    future._task = TaskId(1)
+    return future
+
+
+def test_who_waits_takes_the_result_and_needs_no_condition() -> None:
+    engine = Waited()
+    future = waited(engine)
+    waiter = Waiter(future)
+    assert engine.waited.wait(30)
+    assert engine.take is not None
+    assert engine.take(Result(lambda: 5))
+    assert waiter.ends() == 5
+    assert engine.take is None
+    assert future.done()
+    assert future.exception() is None
+    assert not has_condition(future)
+
+
+def test_every_thread_that_waits_is_let_through_and_gets_the_same() -> None:
+    engine = Waited()
+    future = waited(engine)
+    waiters = [Waiter(future) for _ in range(5)]
+    while len(future._gates) < 5:
+        pass
+    take = engine.take
+    assert take is not None
+    assert take(Result(list))
+    got = [waiter.ends() for waiter in waiters]
+    assert got == [[]] * 5
+    assert len({id(one) for one in [*got, future.result()]}) == 1
+
+
+@pytest.mark.parametrize("how", ["it is settled", "it fails", "it is cancelled", "by hand"])
+def test_who_waits_is_let_through_however_it_ends(how: str) -> None:
+    engine = Waited()
+    future = waited(engine)
+    waiter = Waiter(future)
+    assert engine.waited.wait(30)
+    match how:
+        case "it is settled":
+            future.settle(Returned(1))
+        case "it fails":
+            future.settle(Raised(KeyError(1)))
+        case "it is cancelled":
+            future.settle(Cancelled(TaskCancelled("no")))
+        case _:
+            future.set_result(1)
+    got = waiter.ends()
+    assert got == 1 or isinstance(got, KeyError | concurrent.futures.CancelledError)
+
+
+def test_a_result_is_not_taken_when_a_callback_or_a_condition_is_to_hear_of_it() -> None:
+    with_callback, with_condition = waited(Waited()), waited(Waited())
+    with_callback.add_done_callback(lambda _: None)
+    concurrent.futures.wait([with_condition], timeout=0)
+    assert not with_callback._take(Result(lambda: 1))
+    assert not with_condition._take(Result(lambda: 1))
+    assert not with_callback.done()
+
+
+def test_a_result_is_taken_once() -> None:
+    future = waited(Waited())
+    assert future._take(Result(lambda: 1))
+    assert not future._take(Result(lambda: 2))
+    assert future.result() == 1
+
+
+def test_a_result_is_not_taken_while_somebody_has_the_lock() -> None:
+    future, taken, over = waited(Waited()), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with futures._without_condition:
+            taken.set()
+            over.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(30)
+    try:
+        assert not future._take(Result(lambda: 1))
+    finally:
+        over.set()
+        holder.join()
+
+
+def test_who_has_given_up_waiting_is_forgotten() -> None:
+    engine = Waited()
+    future = waited(engine)
+    for _ in range(3):
+        with pytest.raises(concurrent.futures.TimeoutError):
+            future.result(timeout=0.001)
+    assert engine.take is None
+    assert not future._gates
+
+
+def test_what_can_not_be_unpickled_is_an_error_and_stays_one() -> None:
+    def load() -> object:
+        raise ZeroDivisionError("mine")
+
+    future = waited(Waited())
+    assert future._take(Result(load))
+    for _ in range(2):
+        with pytest.raises(RemoteWorkerError, match="mpms_unpickleable_result"):
+            future.result()
+    assert isinstance(future.exception(), RemoteWorkerError)
+
+
+def test_what_a_handler_of_a_signal_raises_while_a_result_is_unpickled_is_not_the_results() -> None:
+    class Alarm(Exception):
+        pass
+
+    loads = list[int]()
+
+    def load() -> object:
+        loads.append(1)
+        if len(loads) == 1:
+            raise Alarm  # as a handler of SIGALRM in between
+        return 7
+
+    future = waited(Waited())
+    assert future._take(Result(load))
+    with pytest.raises(Alarm):
+        future.result()
+    assert future.result() == 7
+    assert len(loads) == 2
+
+
+def test_a_callback_that_comes_after_an_unopened_result_sees_it() -> None:
+    future, seen = waited(Waited()), list[object]()
+    assert future._take(Result(lambda: 3))
+    future.add_done_callback(lambda done: seen.append(done.result()))
+    assert seen == [3]
+    assert future in concurrent.futures.wait([future]).done
+
+
+def test_an_unopened_result_is_shown_as_what_it_is() -> None:
+    future = waited(Waited())
+    assert future._take(Result(lambda: 3))
+    assert "finished returned int" in repr(future)

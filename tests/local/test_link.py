@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from mpms.ids import WorkerId
+from mpms.ids import Seq, TaskId, WorkerId
 from mpms.local import link as link_module
 from mpms.local.functions import Shipped
-from mpms.local.link import Link, Parcel, open_link
+from mpms.local.link import Link, Offer, Parcel, open_link
 from mpms.wire.board import Board, board_size
 from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
 from mpms.wire.frames import HEADER, Decoder, Message, encode
@@ -352,3 +352,107 @@ def test_a_link_for_which_no_memory_is_left_leaves_nothing_open(monkeypatch: pyt
     with pytest.raises(OSError, match="no memory"):
         open_link(WorkerId(1), "mpms-link-p1", 3)
     assert descriptors_open() == before
+
+
+# What is offered to who submits tasks
+
+
+def offered(link: Link, seq: int) -> Offer:
+    offer = link.offer(Seq(seq))
+    assert offer is not None
+    return offer
+
+
+def test_an_offer_is_taken_once_and_that_is_known_when_it_is_closed(pair: Pair) -> None:
+    link, peer = pair
+    offer = offered(link, 7)
+    assert offer.take(TaskId(1), b"first")
+    assert not offer.take(TaskId(2), b"second")
+    assert peer.read() == [(TASK, 7, b"first")]
+    assert link.taken(offer) == 1
+    assert not link.wants_write
+
+
+def test_an_offer_that_was_closed_is_not_taken_any_more(pair: Pair) -> None:
+    link, peer = pair
+    offer = offered(link, 7)
+    assert link.taken(offer) is None
+    assert not offer.take(TaskId(1), b"late")
+    assert peer.read() == []
+    assert link.taken(offer) is None
+
+
+@pytest.mark.parametrize("then", ["another is submitted", "the supervisor comes"])
+def test_a_handler_of_a_signal_may_come_between_before_an_offer_is_taken(
+    pair: Pair, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, peer = pair
+    offer, handled = offered(link, 7), list[object]()
+
+    def interrupted(kind: int, number: int, payload: bytes) -> bytes:
+        if not handled:
+            handled.append(None)
+            handled[0] = offer.take(TaskId(2), b"inner") if then == "another is submitted" else link.taken(offer)
+        return encode(kind, number, payload)
+
+    monkeypatch.setattr(link_module, "encode", interrupted)
+    assert not offer.take(TaskId(1), b"outer")
+    if then == "another is submitted":
+        assert handled == [True]
+        assert peer.read() == [(TASK, 7, b"inner")]
+        assert link.taken(offer) == 2
+    else:
+        assert handled == [None]
+        assert peer.read() == []
+
+
+def test_an_offer_is_for_tasks_of_the_function_of_the_last_one(pair: Pair) -> None:
+    link, _ = pair
+    assert offered(link, 1).function is None
+    function = Shipped(b"first")
+    link.send_tasks(of(function, 1))
+    assert offered(link, 2).function is function
+
+
+def test_who_has_something_left_to_send_or_is_lost_offers_nothing(pair: Pair) -> None:
+    link, peer = pair
+    link.send_tasks([plain(seq, bytes(1 << 18)) for seq in range(1, 30)])
+    assert link.wants_write
+    assert link.offer(Seq(30)) is None
+    peer.end()
+    while not link.lost:
+        link.read()
+    link.flush()
+    assert link.offer(Seq(30)) is None
+
+
+def test_an_offer_of_a_worker_that_has_ended_is_not_taken(pair: Pair) -> None:
+    link, peer = pair
+    offer = offered(link, 1)
+    peer.end()
+    assert not offer.take(TaskId(1), b"payload")
+    assert link.taken(offer) is None
+
+
+def test_an_offer_of_a_stopped_worker_whose_socket_is_full_is_not_taken(pair: Pair) -> None:
+    link, _ = pair
+    offer = offered(link, 1)
+    while True:
+        try:
+            link._data.send(bytes(1 << 16))
+        except BlockingIOError:
+            break
+    assert not offer.take(TaskId(1), bytes(4000))
+    assert link.taken(offer) is None
+    assert not link.wants_write
+
+
+def test_what_is_left_of_a_task_that_did_not_fit_is_sent_first(pair: Pair) -> None:
+    """Which Linux never does with so little; a test has to."""
+    link, peer = pair
+    offer = Offer(link.worker, Seq(1), None, lambda data, flags: link._data.send(data[:3], flags))
+    assert offer.take(TaskId(1), b"payload")
+    assert link.taken(offer) == 1
+    assert link.wants_write
+    link.send_tasks([plain(2)])
+    assert peer.read() == [(TASK, 1, b"payload"), (TASK, 2, b"")]

@@ -22,7 +22,7 @@ from mpms.errors import PoolBroken, TaskTimeout, WorkerCrashed
 from mpms.ids import Seq, TaskId
 from mpms.local.evidence import Who
 from mpms.local.functions import Shipped
-from mpms.local.link import Parcel
+from mpms.local.link import Offer, Parcel
 from mpms.local.verdicts import Breakage, Maker
 from mpms.outcome import Crashed, Outcome, TimedOut
 from mpms.wire.messages import RAISED
@@ -48,6 +48,7 @@ class Host:
         self.asked: set[TaskId] = set()  # to be cancelled, and without an answer
         self._sent: set[TaskId] = set()
         self._orders: list[Event] = []
+        self._offers: list[Offer] = []
         self._sizes: dict[TaskId, int] = {}
         self._made: list[tuple[TaskId, Maker]] = []
 
@@ -64,7 +65,26 @@ class Host:
         self.submitted += count
         self._sizes.update(dict.fromkeys(tasks, size))
         self.functions.update((task, function()) for task in tasks)
-        self._order(TasksSubmitted(tasks), rings=self.world.wakeup.for_tasks)
+        if not any(isinstance(order, TasksSubmitted) for order in self._orders):
+            while tasks and self._send(tasks[0]):
+                del tasks[0]
+        if tasks:
+            self._order(TasksSubmitted(tasks), rings=self.world.wakeup.for_tasks)
+
+    def _send(self, task: TaskId) -> bool:
+        """Whether somebody who is idle was sent it, from here."""
+        payload, function = self._parcel(task)
+        if not self._offers or len(payload) > self.world.habits.small:
+            return False
+        offer = self._offers.pop()
+        if offer.function is not function or not offer.take(task, payload):
+            return False
+        self._sent.add(task)
+        self.world.tell("sent", task, offer.worker)
+        self.world.reach("an offer was taken")
+        self.world.changes += 1
+        self.world.wakeup.ring()
+        return True
 
     def cancel(self, tasks: Sequence[TaskId] | None) -> None:
         """``None``: all."""
@@ -103,8 +123,17 @@ class Host:
         orders, self._orders = self._orders, []
         return orders
 
+    def offer(self, offers: list[Offer]) -> None:
+        self._offers = offers
+
+    def withdraw(self) -> None:
+        self._offers = []
+
     def parcel(self, task: TaskId) -> Parcel:
         self._sent.add(task)
+        return self._parcel(task)
+
+    def _parcel(self, task: TaskId) -> Parcel:
         return task.to_bytes(8, "big") + bytes(self._sizes[task]), self.functions[task]
 
     def settled(self, results: list[tuple[TaskId, tuple[int, bytes]]], raised: int) -> None:

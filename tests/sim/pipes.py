@@ -83,7 +83,7 @@ class Socket:
         data = b"".join(buffers)
         return self._send(data, self.world.habits.part(min(len(data), self.outgoing.room)))
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes, flags: int = 0) -> int:
         """A few bytes go whole or not at all, as with the kernel."""
         if len(data) <= _FEW:
             return self._send(data, len(data) if self.outgoing.room >= len(data) else 0)

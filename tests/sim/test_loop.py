@@ -90,6 +90,18 @@ def test_an_idle_pool_waits_for_nothing(new_pool: NewPool) -> None:
     end(world)
 
 
+def test_what_did_not_fit_of_a_task_that_its_caller_sends_is_sent_when_there_is_room(new_pool: NewPool) -> None:
+    class BusyAndNarrow(Busy, Narrow):
+        pass
+
+    world = up(new_pool(BusyAndNarrow()))
+    world.after(0.01, lambda: world.host.submit(1, size=3 * Narrow.capacity))
+    world.run()
+    assert world.reached["an offer was taken"] == 1
+    assert world.reached["partial write"]
+    assert list(world.host.results) == [1]
+
+
 def test_an_order_that_comes_as_the_loop_falls_asleep_wakes_it(new_pool: NewPool) -> None:
     world = up(new_pool(Busy()))
 

@@ -55,6 +55,7 @@ def run(seed: int) -> Schedule:
 
 WANTED = {
     "SIGKILL",
+    "an offer was taken",
     "broke",
     "broken pipe",
     "broken with outstanding tasks",

@@ -6,7 +6,7 @@ from math import inf
 from operator import add
 from typing import TypeAlias
 
-from ..ids import Seq, TaskId
+from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from . import policy
 from .fleet import Fleet, Serving, Worker
@@ -60,21 +60,32 @@ class Dispatcher:
         self._timed = False
 
     def deal(self, now: float, effects: list[Effect]) -> bool:
-        """Add what to send to whom, and what to ask back. Whether a worker has got a deadline by it."""
+        """Add what to send to whom, and what to ask back. Whether a worker has got a deadline since the last time."""
         ledger = self._ledger
-        self._timed = False
-        serving = self._fleet.in_phase(Serving)
         ready = ledger.ready
         if (ready or ledger.suspects) and not self._memory_is_short(now, effects):
             self._refill(now)
             if ledger.suspects:
                 self._try_a_suspect(now, effects)
             if ready:
-                ready -= self._share_out(serving, ready, now, effects)
+                ready -= self._share_out(ready, now, effects)
         self._stall_at = inf
         if not ready:
-            self._recall(serving, now, effects)
-        return self._timed
+            self._recall(now, effects)
+        timed, self._timed = self._timed, False
+        return timed
+
+    def offers(self) -> list[tuple[WorkerId, Seq]]:
+        """See ``PoolMachine.offers``."""
+        if self._is_limited:
+            return []
+        idle = [worker.id for worker in self._takers() if not worker.sent and self._room(worker) > 0]
+        return [(id, Seq(seq)) for seq, id in enumerate(idle, self._last_seq + 1)]
+
+    def taken(self, id: WorkerId, seq: Seq, task: TaskId, now: float) -> None:
+        """The task was sent to the worker as it was offered."""
+        self._last_seq = seq - 1  # what was offered below it was not taken, and never will be
+        self._give(self._fleet.workers[id], [task], now)
 
     def rest(self) -> None:
         """For as long as :meth:`deal` isn't called, nothing is due."""
@@ -114,9 +125,9 @@ class Dispatcher:
         room = worker.threads - len(worker.sent) + ahead
         return room if self._budget is None else min(room, self._budget - worker.dispatched)
 
-    def _share_out(self, serving: list[Worker], ready: int, now: float, effects: list[Effect]) -> int:
+    def _share_out(self, ready: int, now: float, effects: list[Effect]) -> int:
         """First a task for every idle thread, then some in advance. How many of those that are ready."""
-        takers = [worker for worker in serving if not worker.recalling]
+        takers = self._takers()
         shares = [0] * len(takers)
         allowed = left = self._allowed(ready)
         # With a limited rate nothing is sent in advance, so that being sent is as good as being started.
@@ -184,10 +195,13 @@ class Dispatcher:
 
     # Tasks behind slow ones
 
-    def _recall(self, serving: list[Worker], now: float, effects: list[Effect]) -> None:
+    def _recall(self, now: float, effects: list[Effect]) -> None:
         """While a thread is idle and no task waits: those that wait behind others that run for long."""
+        if not [worker for worker in self._fleet.workers.values() if len(worker.sent) > worker.threads]:
+            return  # nearly always; and this is a quarter of what is done for a task that comes alone
+        serving = self._fleet.in_phase(Serving)
         crowded = [worker for worker in serving if len(worker.sent) > worker.threads and not worker.recalling]
-        if not crowded or not any(self._room(worker) > 0 for worker in serving):
+        if not any(self._room(worker) > 0 for worker in serving):
             return
         for worker in crowded:
             stalled_at = worker.last_result + policy.STALL_SECONDS

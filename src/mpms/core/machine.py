@@ -39,6 +39,7 @@ from .messages import (
     LinkLost,
     LostCause,
     MemorySeen,
+    OfferTaken,
     ReadBoard,
     ReadMemory,
     Recall,
@@ -146,6 +147,12 @@ class PoolMachine:
         """Whether a new task makes a difference: while others wait, what happens or is due will see to all of them."""
         return not self.ledger.ready
 
+    def offers(self) -> list[tuple[WorkerId, Seq]]:
+        """Idle workers, each with a dispatch as which it may be sent the next task that is submitted, by who submits
+        it. That holds until the next call of :meth:`handle`, which is to come soon when one was taken, and whose events
+        begin with those that were."""
+        return self._dispatcher.offers()
+
     @property
     def slack(self) -> int:
         """How many tasks may well wait here because the workers are that quick: as many as they hold in advance."""
@@ -184,12 +191,15 @@ class PoolMachine:
         return times
 
     def _take(self, event: Event, now: float) -> None:
-        self._restless = self._restless or not isinstance(event, (ResultsArrived, TasksSubmitted))
+        self._restless = self._restless or not isinstance(event, (ResultsArrived, TasksSubmitted, OfferTaken))
         match event:
             case ResultsArrived():
                 self._results(event, now)
             case TasksSubmitted(tasks, options):
                 self.ledger.submit(tasks, options)
+            case OfferTaken(worker, seq, task):
+                self.ledger.submit_taken(task)
+                self._dispatcher.taken(worker, seq, task, now)
             case CancelRequested(tasks):
                 self._cancel(tasks, now)
             case WorkerReady(worker):

@@ -28,6 +28,7 @@ __all__ = [
     "LinkLost",
     "LostCause",
     "MemorySeen",
+    "OfferTaken",
     "ReadBoard",
     "ReadFreeMemory",
     "ReadMemory",
@@ -63,6 +64,15 @@ class TasksSubmitted(Record):
 
     tasks: Sequence[TaskId]
     options: Mapping[TaskId, TaskOptions] = _NONE
+
+
+class OfferTaken(Record):
+    """A task was accepted, and who submitted it has sent it as a dispatch that was offered: see ``PoolMachine.offers``.
+    Told before all that its worker has said since."""
+
+    worker: WorkerId
+    seq: Seq
+    task: TaskId
 
 
 class CancelRequested(Record):
@@ -173,6 +183,7 @@ class Broke(Record):
 
 Event: TypeAlias = (
     TasksSubmitted
+    | OfferTaken
     | CancelRequested
     | WorkerReady
     | ResultsArrived

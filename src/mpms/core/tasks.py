@@ -61,6 +61,11 @@ class Ledger:
         for task in tasks:
             self._queue_for(task).append(task)
 
+    def submit_taken(self, task: TaskId) -> None:
+        """As :meth:`submit` and :meth:`take` of one while no other is ready."""
+        self.submitted += 1
+        self._newest = task
+
     def take(self, count: int) -> list[TaskId]:
         """The next ``count`` ready tasks, at the most: higher priorities first, then older ones."""
         tasks = self._pop(count)

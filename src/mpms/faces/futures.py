@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ..engine import Engine
+from ..engine import Engine, Unopened
 from ..ids import TaskId
 from ..outcome import Cancelled, Outcome, Returned
 
@@ -45,7 +45,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     sent to a worker already."""
 
     # What those of concurrent.futures cost most is their condition: with it a task through `submit` and a callback
-    # takes the parent 15 µs, and without it 7. So it is made for who waits, and most futures never have one.
+    # takes the parent 15 µs, and without it 7. So it is made for who needs it, such as `concurrent.futures.wait`, and
+    # most futures never have one.
 
     def __init__(self, engine: Engine | None) -> None:
         self._state = PENDING  # and so on, in place of super().__init__()
@@ -56,6 +57,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         self._made: threading.Condition | None = None
         self._engine = engine
         self._task: TaskId | None = None
+        self._gates: tuple[threading.Lock, ...] = ()  # each of a thread that waits in :meth:`result` for it to open
+        self._unopened: Unopened | None = None  # the result, for who asks first
 
     if not TYPE_CHECKING:  # for which it stays the attribute that it is in concurrent.futures
 
@@ -78,16 +81,100 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         """The value that the function has returned; blocks until it is there. Raises what the function has raised,
         ``CancelledError``, and after ``timeout`` seconds ``concurrent.futures.TimeoutError``."""
-        if self._state == FINISHED and self._exception is None:
-            return cast(T, self._result)
         try:
-            return super().result(timeout)
+            if self._state not in _DONE:
+                self._await(timeout)
+            self._open()
+            if self._state == FINISHED and self._exception is None:
+                return cast(T, self._result)
+            return super().result(0)
         finally:
             del self  # the error holds this frame, and is not to hold itself by it
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the function has raised, ``None`` when it has returned; blocks and raises as :meth:`result`."""
-        return self._exception if self._state == FINISHED else super().exception(timeout)
+        try:
+            if self._state not in _DONE:
+                self._await(timeout)
+            self._open()
+            return self._exception if self._state == FINISHED else super().exception(0)
+        finally:
+            del self  # as above
+
+    def _await(self, timeout: float | None) -> None:
+        """Until it is done, or for so many seconds."""
+        gate = threading.Lock()
+        gate.acquire()
+        with _without_condition:
+            if self._state in _DONE:
+                return
+            self._gates += (gate,)
+        engine, task = self._engine, self._task
+        if engine is None or task is None:
+            self._pass(gate, timeout)
+            return
+        engine.expect(task, self._take)
+        try:
+            self._pass(gate, timeout)
+        finally:
+            engine.expect(task, None)
+
+    def _pass(self, gate: threading.Lock, timeout: float | None) -> None:
+        try:
+            gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        finally:
+            if self._state not in _DONE:
+                with _without_condition:
+                    self._gates = tuple(each for each in self._gates if each is not gate)
+
+    def _take(self, result: Unopened) -> bool:
+        """For the engine, in place of :meth:`settle`: nothing of the user's runs by it, and it doesn't wait."""
+        if not _without_condition.acquire(blocking=False):
+            return False
+        try:
+            if self._made is not None or self._done_callbacks or self._state in _DONE:
+                return False
+            self._unopened = result
+            self._state = FINISHED
+        finally:
+            _without_condition.release()
+        self._let_pass()
+        return True
+
+    def _let_pass(self) -> None:
+        """It is done, and was made so with the lock held, or before that was taken: nobody comes to wait any more."""
+        gates, self._gates = self._gates, ()
+        for gate in gates:
+            gate.release()
+
+    def _invoke_callbacks(self) -> None:  # whatever of concurrent.futures has made it done
+        with _without_condition:
+            pass
+        self._let_pass()
+        super()._invoke_callbacks()  # type: ignore[misc]
+
+    def _open(self) -> None:
+        """Make what has come the result. Two threads may do that at once, and then there is the result of one."""
+        unopened = self._unopened
+        if unopened is None:
+            return
+        try:
+            self._keep(Returned(unopened.load()))
+        except BaseException:
+            # Once more: an error of the data comes again, and what a handler of a signal has raised doesn't.
+            outcome = unopened.open()
+            self._keep(outcome)
+            if isinstance(outcome, Returned):
+                raise
+
+    def _keep(self, outcome: Outcome) -> None:
+        with _without_condition:
+            if self._unopened is not None:
+                if isinstance(outcome, Returned):
+                    self._result = outcome.value
+                else:
+                    self._exception = outcome.error
+                self._unopened = None
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """Have ``fn`` called with the future when it is done: on the pool's delivery thread, or here and now when it is
@@ -116,6 +203,10 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             return False
         return any(running.task == self._task for worker in self._engine.workers() for running in worker.running)
 
+    def __repr__(self) -> str:
+        self._open()
+        return super().__repr__()
+
     def settle(self, outcome: Outcome) -> None:
         """For the engine, once."""
         if isinstance(outcome, Returned):
@@ -125,7 +216,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
                     self._result = outcome.value
                     self._state = FINISHED
             if unseen:
-                self._invoke_callbacks()  # type: ignore[attr-defined]
+                self._let_pass()
+                super()._invoke_callbacks()  # type: ignore[misc]
             else:
                 self.set_result(cast(T, outcome.value))
         elif isinstance(outcome, Cancelled) and not outcome.error.started:

@@ -33,19 +33,19 @@ from ..core.messages import (
     Verdict,
     Withdrawn,
 )
-from ..engine import Pending, Refused, Sink, Ticket, WorkerHandle, let_go
+from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
-from ..outcome import Broken
+from ..outcome import Broken, Outcome
 from ..wire.files import Payload
 from ..wire.frames import keep_memory
-from ..wire.messages import SMALL, Call, Job
-from ..wire.pickling import dump_call, dump_for_child
+from ..wire.messages import RETURNED, SMALL, Call, Job
+from ..wire.pickling import dump_call, dump_for_child, load
 from ..wire.shelf import Shelf
 from . import exits
 from .functions import Functions, Shipped
 from .launcher import Interpreter, Launcher, Shipment
-from .link import Link
+from .link import Link, Offer
 from .records import Record, record_of, shown, ticket_of
 from .wakeup import WakeUp
 
@@ -111,6 +111,7 @@ class LocalEngine:
         self._intake = 0  # of what was in it and isn't in the ledger yet
         self._options: dict[TaskId, TaskOptions] = {}  # of what is in the inbox, and has some
         self._orders: deque[Event] = deque()
+        self._offers: list[Offer] = []  # while the supervisor sleeps
         self._results: list[Results] = []  # of this pass; as are these:
         self._failures: list[tuple[TaskId, Maker]] = []
         self._unfinished: dict[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
@@ -136,6 +137,9 @@ class LocalEngine:
         self._waiters = 0
         self._slack = 0  # tasks that may wait beyond the bound, for they are done in no time
         self._done = self._failed = self._taken = 0  # settled with a value, without one, delivered
+        self._expected: dict[TaskId, Callable[[Unopened], bool]] = {}  # who waits for it
+        self._given = 0  # delivered to one of those
+        self._tried: set[TaskId] = set()  # of what is not settled: there are errors of earlier attempts
         self._bytes = 0  # of large results, that have come
         self._started = 0.0
         self._ended: float | None = None
@@ -278,6 +282,8 @@ class LocalEngine:
                     self._options[task] = options
                 if ticket is None:
                     self.submitted += 1
+                if self._offers and options is None and self._sends(task, payload, shipped):
+                    return task
                 self._inbox.append(task)
                 wakeup = self._wakeup
                 if wakeup is not None:
@@ -287,6 +293,16 @@ class LocalEngine:
                 if not self._started or not self._takes_back(task):
                     return task
         raise self._refusal()  # without the lock, which the supervisor takes: it loads an exception of the user's
+
+    def _sends(self, task: TaskId, payload: Payload, shipped: Shipped | None) -> bool:
+        """With the lock held: whether an idle worker was sent the task, from here."""
+        if self._inbox or not isinstance(payload, bytes) or len(payload) > SMALL:
+            return False  # in their order; and without a copy of much
+        offer = self._offers.pop()
+        if offer.function is not shipped or not offer.take(task, payload):
+            return False
+        self._ring()  # who sees to it comes while the worker does: he has no part in how long it takes
+        return True
 
     def _admits(self, wait: bool) -> bool:
         """With the lock held: whether one more is accepted, when there is room for it."""
@@ -323,6 +339,12 @@ class LocalEngine:
                 self._answers.setdefault(task, []).append(answer)
             self._ring()
         return answer.wait(timeout)
+
+    def expect(self, task: TaskId, take: Callable[[Unopened], bool] | None) -> None:
+        if take is not None:
+            self._expected[task] = take
+        else:
+            self._expected.pop(task, None)
 
     def cancel_all(self) -> None:
         self._order(CancelRequested(None), closes=False)
@@ -379,7 +401,7 @@ class LocalEngine:
         oldest = max(((r.seconds, r.task) for info in self.workers() for r in info.running), default=None)
         now = time.monotonic()
         uptime = (self._ended or now) - self._started if self._started else 0.0
-        taken = self._taken  # first: what is delivered meanwhile was settled before
+        taken = self._taken + self._given  # first: what is delivered meanwhile was settled before
         done, failed, queued, submitted = self._done, self._failed, self._queued(), self._last
         queued = min(queued, submitted - done - failed)
         return Stats(
@@ -423,7 +445,7 @@ class LocalEngine:
 
     def _delivery_is_late(self) -> bool:
         return (
-            self._done + self._failed - self._taken >= self._undelivered_bound
+            self._done + self._failed - self._taken - self._given >= self._undelivered_bound
             or self._bytes - self._delivery.bytes >= self._bytes_bound
         )
 
@@ -481,18 +503,46 @@ class LocalEngine:
         options = {task: self._options.pop(task) for task in tasks if task in self._options} if self._options else {}
         return [TasksSubmitted(tasks, options), *orders]
 
+    def offer(self, offers: list[Offer]) -> None:
+        self._offers = offers
+
+    def withdraw(self) -> None:
+        with self._lock:
+            self._offers = []
+
     def parcel(self, task: TaskId) -> Record:
         return self._records[task]
 
     def settled(self, results: Results, raised: int) -> None:
         self._failed += raised
         self._done += len(results) - raised
-        self._bytes += sum([len(payload) for _, (_, payload) in results if len(payload) > SMALL])
-        self._results.append(results)
-        if self._delivery_is_late():
-            self._limit = 0
         if self._answers:
             self.kept([task for task, _ in results])
+        if self._expected or self._tried:
+            results = [result for result in results if not self._gives(*result)]
+        self._bytes += sum([len(payload) for _, (_, payload) in results if len(payload) > SMALL])
+        if results:
+            self._results.append(results)
+        if self._delivery_is_late():
+            self._limit = 0
+
+    def _gives(self, task: TaskId, result: tuple[int, bytes]) -> bool:
+        """Whether somebody who waits for it has got it."""
+        tried = task in self._tried
+        self._tried.discard(task)
+        take = self._expected.get(task)
+        kind, payload = result
+        if take is None or tried or kind != RETURNED:
+            return False
+        record = self._records.pop(task, None)
+        if record is None:
+            return False
+        self._given += 1
+        if take(_Returning(payload, self._delivery)):
+            return True
+        self._given -= 1
+        self._records[task] = record
+        return False
 
     def kept(self, tasks: Sequence[TaskId]) -> None:
         for task in tasks:
@@ -506,6 +556,7 @@ class LocalEngine:
 
     def failed(self, task: TaskId, verdict: Verdict, make: Maker) -> None:
         self._failed += 1
+        self._tried.discard(task)
         if isinstance(verdict, AbandonedTask | LostCause):
             self._abandon(task)
         self._failures.append((task, make))
@@ -513,9 +564,11 @@ class LocalEngine:
             self._answer(task, cancelled=isinstance(verdict, Withdrawn))
 
     def retried(self, task: TaskId, make: Maker) -> None:
+        self._tried.add(task)
         self._delivery.put_attempt(task, make)
 
     def retried_after(self, task: TaskId, kind: int, payload: bytes) -> None:
+        self._tried.add(task)
         self._delivery.put_failed_attempt(task, kind, payload)
 
     def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None:
@@ -621,6 +674,22 @@ class LocalEngine:
         self._answered = threading.Event()
         self._answered.set()
         self._wakeup = None
+
+
+class _Returning:
+    """A :class:`mpms.engine.Unopened`."""
+
+    __slots__ = ("_delivery", "_payload")
+
+    def __init__(self, payload: bytes, delivery: Delivery) -> None:
+        self._payload = payload
+        self._delivery = delivery
+
+    def load(self) -> object:
+        return load(self._payload)
+
+    def open(self) -> Outcome:
+        return self._delivery.open(RETURNED, self._payload)
 
 
 class _Answer:

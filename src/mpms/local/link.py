@@ -6,12 +6,12 @@ import errno
 import os
 import socket
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, TypeAlias
 
-from ..ids import WorkerId
+from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from ..wire.board import Board, Slot, board_size
 from ..wire.files import MemoryFile, Receiver, send_file
@@ -21,7 +21,7 @@ from . import descriptors
 from .functions import Shipped
 from .memory import anonymous_file
 
-__all__ = ["Link", "Parcel", "open_link"]
+__all__ = ["Link", "Offer", "Parcel", "open_link"]
 
 Parcel: TypeAlias = tuple[Any, ...]
 """What is to be sent of a task: its pickled arguments, and the function that it brings along; more may follow."""
@@ -44,6 +44,41 @@ class _Filed(Record):
 
     seq: int
     file: MemoryFile
+
+
+class Offer:
+    """One task, as the dispatch ``seq``, may be sent to a worker that has nothing to do, by who submits it: while the
+    supervisor sleeps, and with a lock that it doesn't have then.
+
+    Who has that lock may be interrupted by a handler of a signal that lets go of it, and takes another offer, or waits
+    for the end of the pool. So taking it is one step of the interpreter's.
+    """
+
+    __slots__ = ("_flags", "_send", "_sent", "function", "seq", "worker")
+
+    def __init__(self, worker: WorkerId, seq: Seq, function: Shipped | None, send: Callable[[bytes, int], int]) -> None:
+        self.worker = worker
+        self.seq = seq
+        self.function = function  # of which the task is to be
+        self._send = send
+        self._flags = iter((0,))  # of the one send; none when it is taken, or closed
+        self._sent: list[tuple[TaskId, bytes, int]] = []  # what was sent, and how much of it
+
+    def take(self, task: TaskId, payload: bytes) -> bool:
+        """Whether the task was sent. Doesn't block."""
+        frame = encode(TASK, self.seq, payload)
+        try:
+            self._sent.extend(zip((task,), (frame,), map(self._send, (frame,), self._flags), strict=False))
+        except OSError:
+            return False  # it was stopped and can take no more, or has ended: that is for the supervisor
+        return bool(self._sent) and self._sent[0][0] == task
+
+    def close(self) -> tuple[TaskId, bytes] | None:
+        """Take it back; or else the task that was sent, and what is left of it."""
+        if next(self._flags, None) is not None or not self._sent:
+            return None
+        task, frame, sent = self._sent[0]
+        return task, frame[sent:]
 
 
 class Link:
@@ -108,6 +143,20 @@ class Link:
         self._pack(small, following, parts)
         self._queue(parts)
         self.flush()
+
+    def offer(self, seq: Seq) -> Offer | None:
+        """To be taken before anything else is sent."""
+        return None if self._out or self.lost else Offer(self.worker, seq, self._function, self._data.send)
+
+    def taken(self, offer: Offer) -> TaskId | None:
+        """Close it; the task that was sent."""
+        sent = offer.close()
+        if sent is None:
+            return None
+        task, rest = sent
+        if rest:
+            self._out.append(memoryview(rest))
+        return task
 
     def _queue(self, parts: list[bytes]) -> None:
         if len(parts) == 1 or sum(map(len, parts)) > _JOIN_MOST:
