@@ -756,8 +756,8 @@ MUTANTS = [
     Mutant(
         "a deadline that comes with a task is not seen while all is quiet",
         "machine.py",
-        "self._restless = self._dispatcher.deal(now, out)",
-        "self._dispatcher.deal(now, out)",
+        "quiet = not self._dispatcher.deal(now, out)",
+        "quiet = self._dispatcher.deal(now, out) is not None",
     ),
     Mutant(
         "all counts as quiet while workers come and go",

@@ -125,10 +125,12 @@ class PoolMachine:
         if self._fates.are_enough:
             self._stop(now)
         if self._restless or now >= self._quiet_until or not (isinstance(self.mode, Open) or self.ledger.waiting):
+            quiet = False
+        else:
+            quiet = not self._dispatcher.deal(now, out)
+        if not quiet:
             self._advance(now)
             self._rest()
-        else:
-            self._restless = self._dispatcher.deal(now, out)
         if events or out:
             self.story.add(now, events, out)
         return out
@@ -165,7 +167,6 @@ class PoolMachine:
         self._restless = not (
             isinstance(self.mode, Open | Closing)
             and self.fleet.is_steady
-            and self.limits.budget is None
             and not self.ledger.suspects
             and not self.ledger.isolated
         )
