@@ -760,10 +760,10 @@ MUTANTS = [
         "quiet = self._dispatcher.deal(now, out) is not None",
     ),
     Mutant(
-        "all counts as quiet while workers come and go",
-        "fleet.py",
-        "return all(isinstance(worker.phase, Serving) and not worker.ward for worker in self.workers.values())",
-        "return True",
+        "that a worker which leaves has finished is not seen while all is quiet",
+        "machine.py",
+        " or not isinstance(worker.phase, Serving):\n            self._restless = True",
+        ":\n            self._restless = True",
     ),
     Mutant(
         "the end of closing is not seen while all is quiet",
@@ -780,7 +780,7 @@ MUTANTS = [
     Mutant(
         "a retry later is not seen while all is quiet",
         "machine.py",
-        "            self._restless = True\n        worker.finished",
+        "            self._restless = True  # who leaves may have been waited for\n        worker.finished",
         "            pass\n        worker.finished",
     ),
     Mutant(

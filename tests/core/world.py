@@ -234,7 +234,10 @@ class World:
             process = self._process(worker)
             assert not process.running
             assert not process.inbox
+            assert not self.machine.ledger.ready, "others wait"
             self._given(process, [(seq, task)])
+            self.just_sent.remove(task)  # but before all that are sent in this step
+            self.sent_before.add(task)
             self.taken.append(OfferTaken(worker, seq, task))
             takers.append(process)
             reach("an offer was taken")

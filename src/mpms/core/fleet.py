@@ -144,11 +144,6 @@ class Fleet:
         return len(self.in_phase(*phases))
 
     @property
-    def is_steady(self) -> bool:
-        """Nobody comes or goes."""
-        return all(isinstance(worker.phase, Serving) and not worker.ward for worker in self.workers.values())
-
-    @property
     def ward(self) -> Worker | None:
         """The worker for suspects, when there is one that takes them or will."""
         for worker in self.workers.values():

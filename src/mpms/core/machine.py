@@ -165,10 +165,7 @@ class PoolMachine:
         self._quiet_until = self._next_of_all()
         # Then what is left to do is to deal tasks out, which takes a third of the time.
         self._restless = not (
-            isinstance(self.mode, Open | Closing)
-            and self.fleet.is_steady
-            and not self.ledger.suspects
-            and not self.ledger.isolated
+            isinstance(self.mode, Open | Closing) and not self.ledger.suspects and not self.ledger.isolated
         )
 
     def _next_of_all(self) -> float:
@@ -239,8 +236,8 @@ class PoolMachine:
         worker = self.fleet.workers.get(event.worker)
         if worker is None:
             return
-        if self._fates.finish(worker, event, now):
-            self._restless = True
+        if self._fates.finish(worker, event, now) or not isinstance(worker.phase, Serving):
+            self._restless = True  # who leaves may have been waited for
         worker.finished(len(event.seqs), now)
         self._staffing.did_something()
 
