@@ -57,7 +57,7 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         self._made: threading.Condition | None = None
         self._engine = engine
         self._task: TaskId | None = None
-        self._gates: tuple[threading.Lock, ...] = ()  # each of a thread that waits in :meth:`result` for it to open
+        self._gates: list[threading.Lock] = []  # each of a thread that waits in :meth:`result` for it to open
         self._unopened: Unopened | None = None  # the result, for who asks first
 
     if not TYPE_CHECKING:  # for which it stays the attribute that it is in concurrent.futures
@@ -102,13 +102,12 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             del self  # as above
 
     def _await(self, timeout: float | None) -> None:
-        """Until it is done, or for so many seconds."""
+        """Until it is done, or for so many seconds. Without a lock: a handler of a signal may come, and wait too."""
         gate = threading.Lock()
         gate.acquire()
-        with _without_condition:
-            if self._state in _DONE:
-                return
-            self._gates += (gate,)
+        self._gates.append(gate)
+        if self._state in _DONE:
+            return  # whoever has made it so may not have seen the gate
         engine, task = self._engine, self._task
         if engine is None or task is None:
             self._pass(gate, timeout)
@@ -123,9 +122,7 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         try:
             gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
         finally:
-            if self._state not in _DONE:
-                with _without_condition:
-                    self._gates = tuple(each for each in self._gates if each is not gate)
+            self._gates.remove(gate)
 
     def _take(self, result: Unopened) -> bool:
         """For the engine, in place of :meth:`settle`: nothing of the user's runs by it, and it doesn't wait."""
@@ -142,9 +139,9 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         return True
 
     def _let_pass(self) -> None:
-        """It is done, and was made so with the lock held, or before that was taken: nobody comes to wait any more."""
-        gates, self._gates = self._gates, ()
-        for gate in gates:
+        """Once, after it was made done, and the lock was held since: who adds a gate from now on sees that it is done,
+        without a GIL too."""
+        for gate in self._gates.copy():
             gate.release()
 
     def _invoke_callbacks(self) -> None:  # whatever of concurrent.futures has made it done
@@ -168,13 +165,12 @@ class Future(concurrent.futures.Future[T], Generic[T]):
                 raise
 
     def _keep(self, outcome: Outcome) -> None:
-        with _without_condition:
-            if self._unopened is not None:
-                if isinstance(outcome, Returned):
-                    self._result = outcome.value
-                else:
-                    self._exception = outcome.error
-                self._unopened = None
+        first: Outcome = vars(self).setdefault("_opened", outcome)
+        if isinstance(first, Returned):
+            self._result = first.value
+        else:
+            self._exception = first.error
+        self._unopened = None
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         """Have ``fn`` called with the future when it is done: on the pool's delivery thread, or here and now when it is
