@@ -243,7 +243,7 @@ def test_when_the_pool_breaks_tickets_hear_of_it(make: Make, gate: NewGate) -> N
 
 
 def packed(items: Sequence[Any], *, star: bool = False) -> Packed:
-    chunk, problems, _ = pack(items, star=star, exact=False)
+    chunk, problems, _ = pack(list(items), star=star, exact=False)
     assert not problems
     return chunk
 
