@@ -240,7 +240,7 @@ MUTANTS = [
     Mutant(
         "who ends the ward is not found out",
         "fates.py",
-        "blamed=True if worker.ward else None)",
+        "blamed=True if worker.ward and not event.orphaned else None)",
         "blamed=None)",
     ),
     Mutant(
@@ -836,5 +836,11 @@ MUTANTS = [
         "dispatch.py",
         "        ledger = self._ledger\n        ready = ledger.ready\n",
         "        ledger = self._ledger\n        self._timed = False\n        ready = ledger.ready\n",
+    ),
+    Mutant(
+        "who is in the ward when the fork server ends is blamed",
+        "fates.py",
+        "blamed=True if worker.ward and not event.orphaned else None)",
+        "blamed=True if worker.ward else None)",
     ),
 ]

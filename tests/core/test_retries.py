@@ -23,6 +23,7 @@ from mpms.core.messages import (
     StopRequested,
     Timeout,
     WorkerDue,
+    WorkerExited,
     WorkerReady,
 )
 from mpms.ids import Seq, TaskId, WorkerId
@@ -241,6 +242,14 @@ def test_who_ends_the_ward_is_blamed() -> None:
     ward = pool.ward()
     pool.dies(ward)
     assert pool.verdicts() == {1: Crash(WorkerId(ward), True, 2)}
+
+
+def test_who_is_in_the_ward_when_the_fork_server_ends_is_not_blamed() -> None:
+    pool = pool_with_suspects()
+    pool.up()
+    ward = pool.ward()
+    pool.happens(WorkerExited(WorkerId(ward), pool.held(ward)[0], orphaned=True))
+    assert pool.verdicts() == {1: Crash(WorkerId(ward), None, 2)}
 
 
 def test_an_attempt_that_the_pool_itself_ended_in_the_ward_is_nobodys_fault() -> None:

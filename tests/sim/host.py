@@ -47,6 +47,7 @@ class Host:
         self.functions: dict[TaskId, Shipped | None] = {}
         self.asked: set[TaskId] = set()  # to be cancelled, and without an answer
         self._sent: set[TaskId] = set()
+        self._given_up: set[Seq] = set()  # attempts that are followed by another one
         self._orders: list[Event] = []
         self._offers: list[Offer] = []
         self._sizes: dict[TaskId, int] = {}
@@ -161,7 +162,9 @@ class Host:
                 assert seq in process.begun, f"task {task} had not started in {worker}"
                 assert process.gone or (process.stuck and process.killed), f"{worker} lives"
                 assert seq not in process.said, f"the result of {task} was there"
-                assert not blamed or process.culprit == seq, f"{task} did not end {worker}"
+                # Who was alone in it when nobody knows why it ended is blamed, too.
+                alone = process.culprit is None and not process.orphaned
+                assert not blamed or process.culprit == seq or alone, f"{task} did not end {worker}"
             case Timeout(worker, limit):
                 self.world.reach("timeout")
                 seq = attempts[-1]
@@ -183,7 +186,8 @@ class Host:
                 if attempts:
                     self.world.reach("cancelled after an attempt")
                 assert self.world.limits.retries or not attempts, f"task {task} had started"
-                runs = [p.id for p in self.world.alive() for seq in p.running if seq in attempts]
+                wanted = set(attempts) - self._given_up  # a worker that hangs is killed for it, which takes a moment
+                runs = [p.id for p in self.world.alive() for seq in p.running if seq in wanted]
                 assert not runs, f"task {task} is cancelled, and runs in {runs}"
 
     def kept(self, tasks: Sequence[TaskId]) -> None:
@@ -205,6 +209,7 @@ class Host:
 
     def retried(self, task: TaskId, make: Maker) -> None:
         self._has_no_outcome(task)
+        self._given_up.update(self.world.attempts[task])
         self.world.tell("retried", task)
 
     def retried_after(self, task: TaskId, kind: int, payload: bytes) -> None:

@@ -56,6 +56,7 @@ class Process:
         self.ready = False
         self.doom: int | None = None  # it ends once it has written so many more bytes
         self.culprit: Seq | None = None
+        self.orphaned = False  # its fork server has ended
         self.running: dict[Seq, int] = {}  # the thread that runs it
         self.hung: set[Seq] = set()
         self.begun: set[Seq] = set()

@@ -105,6 +105,7 @@ class Server:
         self._down.deaf = True
         self._up.end()
         for process in self._children.values():
+            process.orphaned = not process.gone
             self.world.after(self.world.habits.latency(), process.kill)
         self.world.unborn_hang_up()
 

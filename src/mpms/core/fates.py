@@ -98,7 +98,7 @@ class Fates:
             elif killed:
                 self._crash(worker, seq, task, now, blamed=False)
             else:  # somebody in it did it, and who is known only if there was nobody else
-                self._crash(worker, seq, task, now, blamed=True if worker.ward else None)
+                self._crash(worker, seq, task, now, blamed=True if worker.ward and not event.orphaned else None)
         self.keep(worker.sent.values())
 
     def time_out(self, worker: Worker, seq: Seq, task: TaskId, now: float) -> None:

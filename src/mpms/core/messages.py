@@ -120,12 +120,13 @@ class WorkerExited(Record):
     """The process has ended and its socket was read to the end.
 
     ``watermark`` is the highest dispatch that it had started (0: none), ``blamed`` the one that is known to have
-    ended it.
+    ended it. ``orphaned``: it ended with its fork server, which nobody in it need have ended.
     """
 
     worker: WorkerId
     watermark: Seq
     blamed: Seq | None = None
+    orphaned: bool = False
 
 
 class WorkerUnborn(Record):

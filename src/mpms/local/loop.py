@@ -443,11 +443,10 @@ class Loop:
         for link in list(self.links.values()):
             # The kernel has killed it where that can be asked for; what it forked is in its group.
             _kill_group(link)
+            # Dead when its stream ends, and not before; also one of whose birth we were not told.
+            self._orphans[link.worker] = until
             if link.lost:
                 self._exited(link, -signal.SIGKILL, 0)
-            else:
-                # Dead when its stream ends, and not before; also one of whose birth we were not told.
-                self._orphans[link.worker] = until
 
     def _exited(self, link: Link, exitcode: int, peak: int) -> None:
         """The process has ended. First what it had said is heard, to the end."""
@@ -470,7 +469,7 @@ class Loop:
         )
         self._verdicts.bury(worker, death)
         blamed = None if why else evidence.guilty(stacks, running)
-        self._events.append(WorkerExited(worker, Seq(link.watermark()), blamed))
+        self._events.append(WorkerExited(worker, Seq(link.watermark()), blamed, worker in self._orphans))
         if watched:
             self._unwatch(link)
         self._insisted.discard(link.worker)
