@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -456,3 +457,27 @@ def test_what_is_left_of_a_task_that_did_not_fit_is_sent_first(pair: Pair) -> No
     assert link.wants_write
     link.send_tasks([plain(2)])
     assert peer.read() == [(TASK, 1, b"payload"), (TASK, 2, b"")]
+
+
+def test_who_closes_an_offer_waits_for_who_is_sending(pair: Pair) -> None:
+    link, peer = pair
+    sending, goes_on = threading.Event(), threading.Event()
+
+    def send(data: bytes, flags: int) -> int:
+        sending.set()
+        goes_on.wait(30)
+        return link._data.send(data, flags)
+
+    offer, closed = Offer(link.worker, Seq(1), None, send), list[TaskId | None]()
+    sender = threading.Thread(target=lambda: offer.take(TaskId(1), b"payload"))
+    sender.start()
+    assert sending.wait(30)
+    closer = threading.Thread(target=lambda: closed.append(link.taken(offer)))
+    closer.start()
+    closer.join(0.05)
+    assert closed == []
+    goes_on.set()
+    for thread in (sender, closer):
+        thread.join(30)
+    assert closed == [1]
+    assert peer.read() == [(TASK, 1, b"payload")]

@@ -268,3 +268,19 @@ def test_who_asks_to_cancel_hears_at_once_that_somebody_has_the_result() -> None
     assert answer._known.is_set()
     assert task not in engine._records
     assert not engine._results
+
+
+def test_a_handler_of_a_signal_in_the_middle_of_submit_may_wait_for_a_result(method: Any, stage: Stage) -> None:
+    with Executor(2, threads=1, start_method=method) as one:
+        future = one.submit(waiting, stage, 1)
+        engine: Any = one._engine
+        until(lambda: at_rest(one))  # the other worker has nothing to do
+        with engine._lock:  # as `submit` has it
+            stage.open()
+            assert future.result(PATIENCE) == 1
+
+
+def test_who_submits_may_find_that_there_is_no_offer_any_more() -> None:
+    """A handler of a signal has come between, and let go of the lock."""
+    engine: Any = Executor(1)._engine
+    assert not engine._sends(TaskId(1), b"", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ system's own 208 KiB, for three of them fill it; 9,000 with 512 KiB, 11,300 with
 _NAME_MOST = 200
 """Bytes of the name of a memory file, for which Linux has 249; something is added to it."""
 
+_MOMENT = 0.0001  # seconds; a system call that doesn't block takes a tenth
+
 _FUNCTIONS_MOST = 256  # that a worker keeps
 _READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
 
@@ -54,7 +57,7 @@ class Offer:
     for the end of the pool. So taking it is one step of the interpreter's.
     """
 
-    __slots__ = ("_flags", "_send", "_sent", "function", "seq", "worker")
+    __slots__ = ("_flags", "_over", "_send", "_sent", "function", "seq", "worker")
 
     def __init__(self, worker: WorkerId, seq: Seq, function: Shipped | None, send: Callable[[bytes, int], int]) -> None:
         self.worker = worker
@@ -63,6 +66,7 @@ class Offer:
         self._send = send
         self._flags = iter((0,))  # of the one send; none when it is taken, or closed
         self._sent: list[tuple[TaskId, bytes, int]] = []  # what was sent, and how much of it
+        self._over = False  # nothing was sent by it, nor will be
 
     def take(self, task: TaskId, payload: bytes) -> bool:
         """Whether the task was sent. Doesn't block."""
@@ -70,12 +74,18 @@ class Offer:
         try:
             self._sent.extend(zip((task,), (frame,), map(self._send, (frame,), self._flags), strict=False))
         except OSError:
-            return False  # it was stopped and can take no more, or has ended: that is for the supervisor
+            pass  # it was stopped and can take no more, or has ended: that is for the supervisor
+        finally:
+            self._over = not self._sent
         return bool(self._sent) and self._sent[0][0] == task
 
     def close(self) -> tuple[TaskId, bytes] | None:
         """Take it back; or else the task that was sent, and what is left of it."""
-        if next(self._flags, None) is not None or not self._sent:
+        if next(self._flags, None) is not None:
+            self._over = True
+        while not (self._sent or self._over):
+            time.sleep(_MOMENT)  # it is just being sent, without the GIL; hardly ever, for who does that has the lock
+        if not self._sent:
             return None
         task, frame, sent = self._sent[0]
         return task, frame[sent:]
