@@ -198,7 +198,7 @@ class Dispatcher:
     def _recall(self, now: float, effects: list[Effect]) -> None:
         """While a thread is idle and no task waits: those that wait behind others that run for long."""
         if not [worker for worker in self._fleet.workers.values() if len(worker.sent) > worker.threads]:
-            return  # nearly always; and this is a quarter of what is done for a task that comes alone
+            return  # nearly always, and for a task that comes alone it would be much of the work
         serving = self._fleet.in_phase(Serving)
         crowded = [worker for worker in serving if len(worker.sent) > worker.threads and not worker.recalling]
         if not any(self._room(worker) > 0 for worker in serving):

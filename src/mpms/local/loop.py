@@ -282,9 +282,9 @@ class Loop:
                         self._written.add(link)
 
     def _offers(self) -> list[Offer]:
-        """Measured, one task at a time: two thirds of the time that it takes when this thread is woken first, and wakes
-        the worker. It is woken all the same: it does its part while the worker does his, and is often still awake when
-        the result comes, which saves a fifth."""
+        """Measured, one task at a time: three quarters of the time that it takes when this thread is woken first, and
+        wakes the worker. It is woken all the same: it does its part while the worker does his, and is often still awake
+        when the result comes, which saves a tenth."""
         offers = [self.links[worker].offer(seq) for worker, seq in self.machine.offers() if worker in self.links]
         return [offer for offer in offers if offer is not None]
 
