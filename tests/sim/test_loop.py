@@ -551,3 +551,16 @@ def test_a_worker_for_which_nothing_is_left_is_started_later(new_pool: NewPool) 
             process.finish(seq)
     end(world)
     assert len(world.host.results) == 1
+
+
+def test_who_runs_alone_when_the_fork_server_ends_is_not_blamed(new_pool: NewPool) -> None:
+    world = up(new_pool(retries=1), 1)
+    worker(world, 1).die(-9)
+    assert world.run(10.0, until=lambda: len(world.attempts[TaskId(1)]) == 2)  # as a suspect
+    assert world.server is not None
+    world.server.dies()
+    assert world.run(10.0, until=lambda: TaskId(1) in world.host.verdicts)
+    verdict = world.host.verdicts[TaskId(1)]
+    assert isinstance(verdict, Crash)
+    assert (verdict.blamed, verdict.attempts) == (None, 2)
+    end(world)
