@@ -13,7 +13,7 @@ import pytest
 
 from mpms import MPMS, WorkerCrashed
 from mpms.config import PoolConfig
-from mpms.local.engine import job_of
+from mpms.local.shipment import job_of
 
 from .helpers import PATIENCE, at_full_strength, kill, note, noted, pids, program, results, until
 

@@ -12,8 +12,10 @@ import pytest
 
 from mpms import MPMS
 from mpms.ids import WorkerId
-from mpms.local.launcher import Launcher, Shipment, _environment, _Server
+from mpms.local.launcher import Launcher, _environment
 from mpms.local.loop import Loop
+from mpms.local.servers import Server
+from mpms.local.shipment import Shipment
 from mpms.wire.messages import Job
 
 from .helpers import PATIENCE, until
@@ -42,7 +44,7 @@ def test_a_server_whose_number_is_somebody_else_s_is_left_alone(monkeypatch: pyt
 
     monkeypatch.setattr(os, "kill", refuse)
     sock: Any = None
-    _Server(sock, 2**22 + 1).kill()
+    Server(sock, 2**22 + 1).kill()
 
 
 def test_a_birth_waits_while_too_many_descriptors_are_under_way() -> None:

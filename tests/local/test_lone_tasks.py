@@ -16,7 +16,6 @@ import pytest
 
 from mpms import MPMS, Executor, Future, TaskTimeout, WorkerCrashed
 from mpms.ids import TaskId
-from mpms.local.engine import _Answer
 from mpms.local.records import record_of
 from mpms.local.wakeup import WakeUp
 from mpms.wire.messages import RETURNED
@@ -220,8 +219,8 @@ def test_a_result_after_a_retry_leaves_nothing_behind(method: Any, tmp_path: Pat
         assert future.result(PATIENCE) == 2
         engine: Any = one._engine
         until(lambda: not engine._delivery._earlier)
-        assert not engine._tried
-        assert not engine._expected
+        assert not engine._settling._tried
+        assert not engine._settling._expected
 
 
 def dies_first(log: str) -> int:
@@ -257,17 +256,17 @@ def log_it(word: str) -> str:
 def test_who_asks_to_cancel_hears_at_once_that_somebody_has_the_result() -> None:
     """And not only when he gives up waiting for the answer."""
     engine: Any = Executor(1)._engine
-    answer, given = _Answer(), list[object]()
+    given = list[object]()
     task = TaskId(1)
     engine._records[task] = record_of(b"", None, (), {}, Future(engine))
-    engine._answers[task] = [answer]
+    answer = engine._answers.ask(task)
     engine.expect(task, lambda unopened: not given.append(unopened.load()))
-    engine.settled([(task, (RETURNED, pickle.dumps(5)))], 0)
+    engine._settling.settled([(task, (RETURNED, pickle.dumps(5)))], 0)
     assert given == [5]
     assert not answer.wait(0.001)
     assert answer._known.is_set()
     assert task not in engine._records
-    assert not engine._results
+    assert not engine._settling._results
 
 
 def test_a_handler_of_a_signal_in_the_middle_of_submit_may_wait_for_a_result(method: Any, stage: Stage) -> None:

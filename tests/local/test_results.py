@@ -206,7 +206,7 @@ def test_a_slow_collector_makes_put_wait_and_memory_is_bounded(method: str) -> N
 def test_large_results_that_wait_for_a_slow_collector_make_put_wait_sooner(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpms.local.engine._UNDELIVERED_BYTES", 10 << 20)
+    monkeypatch.setattr("mpms.local.settling._UNDELIVERED_BYTES", 10 << 20)
     go_on = threading.Event()
     pool = MPMS(bytes, lambda meta, result: go_on.wait(), 1, 2, start_method=method)
     putting = threading.Thread(target=lambda: [pool.put(1 << 20) for _ in range(500)], daemon=True)

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from mpms import MPMS, PoolBroken
-from mpms.local import launcher
+from mpms.local import servers
 
 from .helpers import Stopwatch, at_full_strength, fork_server, pids, promised, until
 
@@ -373,9 +373,9 @@ def test_a_module_that_hangs_or_exits_at_its_import_breaks_the_pool_in_bounded_t
 
 
 def test_the_interpreter_is_the_one_that_multiprocessing_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launcher._executable() == sys.executable
+    assert servers._executable() == sys.executable
     monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/opt/other/python")  # as set_executable does it
-    assert launcher._executable() == "/opt/other/python"
+    assert servers._executable() == "/opt/other/python"
 
 
 def collects(_: object = None) -> bool:

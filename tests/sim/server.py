@@ -24,7 +24,7 @@ _SAID_AT_LOAD = dump_error(ImportError("no module of this name"))
 
 
 class Server:
-    """See ``launcher._Server``: ``socket``, ``pid``, ``kill`` and ``end`` are what the launcher knows of it."""
+    """See ``servers.Server``: ``socket``, ``pid``, ``kill`` and ``end`` are what the launcher knows of it."""
 
     def __init__(self, world: World) -> None:
         self.world = world

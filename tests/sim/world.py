@@ -19,10 +19,11 @@ from mpms.core.machine import PoolMachine
 from mpms.core.messages import Withdrawn
 from mpms.ids import Seq, TaskId, WorkerId
 from mpms.local import descriptors, launcher, link, loop, memory_watch
-from mpms.local.launcher import Launcher, Shipment
+from mpms.local.launcher import Launcher
 from mpms.local.link import Link
 from mpms.local.loop import Loop
 from mpms.local.memory_watch import MemoryLimits
+from mpms.local.shipment import Shipment
 from mpms.local.wakeup import WakeUp
 from mpms.wire.messages import Job
 
@@ -79,6 +80,7 @@ class World:
                 self.launcher,
                 self.selector,  # type: ignore[arg-type]
                 self.wakeup,
+                self.host,
                 self.host,
                 lambda: self.now,
                 name="sim",
@@ -153,7 +155,7 @@ class World:
         before = launcher.open_link, launcher.os, loop.os, loop.is_alive, memory_watch.resident_memory
         numbers = link.SMALL, link._FUNCTIONS_MOST
         launcher.open_link = self._open_link
-        launcher.os = SimpleNamespace(getcwd=lambda: "/", environ={})  # type: ignore[assignment]
+        launcher.os = SimpleNamespace(environ={})  # type: ignore[assignment]
         loop.os = SimpleNamespace(killpg=self._killpg)  # type: ignore[assignment]
         loop.is_alive = lambda pid: (process := self._of(pid)) is not None and not process.gone
         memory_watch.resident_memory = self._resident_memory

@@ -21,10 +21,11 @@ from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from ..ids import TaskId, TaskOptions
+from ..local.answers import Answers
 from ..local.delivery import Delivery
-from ..local.engine import job_of
 from ..local.functions import Functions, Shipped
 from ..local.records import Record, record_of, shown
+from ..local.shipment import job_of
 from ..wire.pickling import dump, dump_function
 from .capability import refuse_what_is_missing
 from .courier import Cancel, Close, Courier, Order, Stop
@@ -72,7 +73,7 @@ class ClusterEngine:
         self._last = 0
         self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
         self._closed = False
-        self._answers: dict[TaskId, list[_Answer]] = {}  # that callers of `cancel` wait for
+        self._answers = Answers()
         self._waiters = 0
         self._taken = 0  # delivered
         self._started = 0.0
@@ -139,15 +140,13 @@ class ClusterEngine:
         return (self._each if each else self._functions).ship(function)
 
     def cancel(self, task: TaskId, timeout: float = 0.0) -> bool:
-        answer = _Answer()
         with self._changed:
             if task not in self._records:
                 return False
-            if timeout:
-                self._answers.setdefault(task, []).append(answer)
+            answer = self._answers.ask(task) if timeout else None
             self.inbox.append(Cancel(task))
         self._wake()
-        return answer.wait(timeout)
+        return answer is not None and answer.wait(timeout)
 
     def expect(self, task: TaskId, take: Callable[[Unopened], bool] | None) -> None:
         pass  # the ticket does
@@ -332,35 +331,16 @@ class ClusterEngine:
                 self._changed.notify_all()
 
     def answered(self, task: TaskId, *, cancelled: bool) -> None:
-        if task in self._answers:
-            with self._changed:
-                answers = self._answers.pop(task, ())
-            for answer in answers:
-                answer.give(cancelled)
+        if self._answers:
+            self._answers.give(task, cancelled=cancelled)
 
     def ended(self) -> None:
         self.refuse()
-        for task in list(self._answers):
-            self.answered(task, cancelled=False)
+        self._answers.end()
         self._ended_at = time.monotonic()
         self._delivery.end()
         self._ended.set()
         self.notify()
-
-
-class _Answer:
-    """Whether a task was cancelled, for who waits to know."""
-
-    def __init__(self) -> None:
-        self._known = threading.Event()
-        self._cancelled = False
-
-    def give(self, cancelled: bool) -> None:
-        self._cancelled = cancelled
-        self._known.set()
-
-    def wait(self, timeout: float) -> bool:
-        return timeout > 0 and self._known.wait(timeout) and self._cancelled
 
 
 def _bare(config: PoolConfig) -> PoolConfig:

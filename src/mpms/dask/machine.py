@@ -25,8 +25,8 @@ from ..local.delivery import Delivery
 from ..local.engine import LocalEngine
 from ..local.evidence import Who
 from ..local.functions import Shipped
-from ..local.launcher import Shipment
 from ..local.records import ticket_of
+from ..local.shipment import Shipment
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
 from ..wire.failures import dump_error
 from ..wire.messages import RETURNED, Job

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from ..engine import Delivered, Sink, Ticket, log_error
+from ..engine import Delivered, Sink, Ticket, Unopened, log_error
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
@@ -137,6 +137,10 @@ class Delivery:
             detail = f"it could not be unpickled: {said(error)}"
             return Raised(RemoteWorkerError("mpms_unpickleable_result", detail))
 
+    def unopened(self, payload: bytes) -> Unopened:
+        """A value that a worker has sent, for who opens it himself."""
+        return _Returning(payload, self)
+
     def who(self, task: TaskId) -> Who:
         """With the arguments as a short text. ``repr`` is code of the user's: it may fail."""
         record = self._records.get(task)
@@ -149,6 +153,20 @@ class Delivery:
         except BaseException as error:
             words = [f"<no repr: {type(error).__name__}>"]
         return Who(task, f"({', '.join(words)})")
+
+
+class _Returning:
+    __slots__ = ("_delivery", "_payload")
+
+    def __init__(self, payload: bytes, delivery: Delivery) -> None:
+        self._payload = payload
+        self._delivery = delivery
+
+    def load(self) -> object:
+        return load(self._payload)
+
+    def open(self) -> Outcome:
+        return self._delivery.open(RETURNED, self._payload)
 
 
 _short = reprlib.Repr()

@@ -15,37 +15,19 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config import Hook, PoolConfig
-from ..core.messages import (
-    AbandonedTask,
-    CancelRequested,
-    Closed,
-    Event,
-    LostCause,
-    Resized,
-    StopRequested,
-    TasksSubmitted,
-    Verdict,
-    Withdrawn,
-)
+from ..config import PoolConfig
+from ..core.messages import CancelRequested, Closed, Event, Resized, StopRequested, TasksSubmitted
 from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
-from ..outcome import Broken, Outcome
-from ..wire.files import Payload
-from ..wire.frames import keep_memory
-from ..wire.messages import RETURNED, SMALL, Call, Job
-from ..wire.pickling import dump_call, dump_for_child, load
-from ..wire.shelf import Shelf
+from ..outcome import Broken
+from ..wire.messages import SMALL
 from . import exits
-from .functions import Functions, Shipped
-from .launcher import Interpreter, Launcher, Shipment
-from .link import Link, Offer
+from .answers import Answers
 from .records import Record, record_of, shown, ticket_of
 from .wakeup import WakeUp
 
@@ -53,13 +35,21 @@ if TYPE_CHECKING:
     from ..core.limits import Limits
     from ..core.machine import PoolMachine
     from ..figures import Stats, WorkerInfo, WorkerStacks
-    from .delivery import Delivery, Results
+    from ..wire.files import Payload
+    from .delivery import Delivery
     from .figures import Figures
+    from .functions import Shipped
+    from .launcher import Launcher
+    from .link import Link, Offer
     from .loop import Loop
+    from .packing import Packing
     from .reports import Reporter
-    from .verdicts import Breakage, Maker
+    from .servers import Interpreter
+    from .settling import Settling
+    from .shipment import Shipment
+    from .verdicts import Breakage
 
-__all__ = ["LocalEngine", "job_of"]
+__all__ = ["LocalEngine"]
 
 _PORTION = 4096
 """After so many tasks the supervisor takes them in, though it has no use for them yet: a million would take it 0.1 s.
@@ -68,21 +58,8 @@ _PORTION = 4096
 _ANSWER_SECONDS = 2.0
 """How long ``unfinished`` waits for a supervisor that should have answered all, on a machine that is too busy."""
 
-_UNDELIVERED_LEAST = 1000
-"""How many results may wait for a slow collector at the least, before ``submit`` waits for it."""
-
-_UNDELIVERED_BYTES = 1 << 28
-"""And how many bytes of large ones, at the most."""
-
-
 _SEND_SECONDS = 0.05
 """For how long the supervisor waits for who is about to send a task himself. It takes 20 µs, and a processor."""
-
-_KEPT = 1 << 27
-"""Bytes of large arguments whose memory is kept for the next ones."""
-
-_KEPT_BY_WORKERS = 1 << 26
-"""And of large results, by each worker; not where memory is limited, for it is part of what a worker holds."""
 
 
 class LocalEngine:
@@ -106,8 +83,7 @@ class LocalEngine:
         self._function = function
         self._bound = config.max_pending or sys.maxsize
         self._limit = 0  # how many tasks may have been accepted in all; 0: ask, see `_admit`
-        self._undelivered_bound = max(_UNDELIVERED_LEAST, self._bound) if bounded else sys.maxsize
-        self._bytes_bound = _UNDELIVERED_BYTES if bounded else sys.maxsize
+        self._bounded = bounded
         self._sink, self._kind = sink, delivery
         self._records: dict[TaskId, Record] = {}
         self._inbox: deque[TaskId] = deque()
@@ -115,17 +91,12 @@ class LocalEngine:
         self._options: dict[TaskId, TaskOptions] = {}  # of what is in the inbox, and has some
         self._orders: deque[Event] = deque()
         self._offers: list[Offer] = []  # while the supervisor sleeps
-        self._results: list[Results] = []  # of this pass; as are these:
-        self._failures: list[tuple[TaskId, Maker]] = []
-        self._unfinished: dict[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
         self._stop_due = math.inf  # when all is to be answered, whatever hangs
         self._answered = threading.Event()  # all is
         self._shipment = shipment
         self._supervisor = self._new_supervisor()
         self._loop: Loop | None = None
         self._links: dict[WorkerId, Link] = {}
-        self._shelf = Shelf(_KEPT)
-        self._functions, self._each = Functions(), Functions(each=True)
         self._wakeup: WakeUp | None = None
         # Guards admission: the limit, and all below up to the waiters. Reentrant: a handler of a signal, or what
         # Python's collector finalizes, may cancel, close or stop while this thread has it.
@@ -136,21 +107,18 @@ class LocalEngine:
         self._closed = False
         self._breakage: Breakage | None = None
         self._cancels: list[TaskId] = []
-        self._answers: dict[TaskId, list[_Answer]] = {}  # that callers of `cancel` wait for
+        self._answers = Answers()
         self._waiters = 0
         self._slack = 0  # tasks that may wait beyond the bound, for they are done in no time
-        self._done = self._failed = self._taken = 0  # settled with a value, without one, delivered
-        self._expected: dict[TaskId, Callable[[Unopened], bool]] = {}  # who waits for it
-        self._given = 0  # delivered to one of those
-        self._tried: set[TaskId] = set()  # of what is not settled: there are errors of earlier attempts
-        self._bytes = 0  # of large results, that have come
         self._started = 0.0
         self._ended: float | None = None
 
     # Starting
 
     _machine: PoolMachine
+    _packing: Packing
     _delivery: Delivery
+    _settling: Settling
     _reporter: Reporter
     _figures: Figures
 
@@ -162,11 +130,13 @@ class LocalEngine:
         return self.__dict__[name]
 
     def _furnish(self) -> None:
-        # Not before it is needed: the fork server comes up meanwhile, and the first result comes 8 ms earlier.
+        # Not before it is needed: the fork server comes up while all this is imported.
         from ..core.machine import PoolMachine
         from .delivery import Delivery
         from .figures import Figures
+        from .packing import Packing
         from .reports import Reporter
+        from .settling import Settling
 
         with self._lock:
             if "_machine" in self.__dict__:
@@ -175,12 +145,16 @@ class LocalEngine:
             make = self._kind or Delivery
             self._figures = Figures(machine := PoolMachine(_limits(self._config)), self._links)
             self._reporter = Reporter(name)
+            self._packing = Packing(self._function)
             self._delivery = make(self._sink, self._records, self._delivered, f"mpms-{name}-collector")
+            bound = self._bound if self._bounded else None
+            self._settling = Settling(self._records, self._delivery, self._answers, bound=bound)
             self._machine = machine
 
     def start(self) -> None:
         launcher = self._launch()
         self._furnish()
+        from ..wire.frames import keep_memory
         from .loop import Loop
         from .memory_watch import MemoryLimits
 
@@ -192,6 +166,7 @@ class LocalEngine:
             selectors.DefaultSelector(),
             self._wakeup,
             self,
+            self._settling,
             time.monotonic,
             name=self._config.name,
             memory=MemoryLimits(
@@ -216,10 +191,12 @@ class LocalEngine:
         """A fork server that comes up."""
         asked = self._config.start_method
         method: StartMethod = asked or ("spawn" if sys.platform == "darwin" else "forkserver")
-        # Measured: a first result comes 9 ms earlier for a function of a script, to pickle which takes so long.
-        early = Interpreter(method) if self._shipment is None and method != "fork" else None
+        early = self._interpreter(method)
         try:
-            launcher = Launcher(self._shipment or self._ship(method, asked))
+            from .launcher import Launcher
+            from .shipment import ship
+
+            launcher = Launcher(self._shipment or ship(self._function, self._config, method))
         except BaseException:
             if early is not None:
                 early.end()
@@ -227,24 +204,14 @@ class LocalEngine:
         launcher.open(early)
         return launcher
 
-    def _ship(self, method: StartMethod, asked: StartMethod | None) -> Shipment:
-        job = job_of(self._function, self._config)
-        if method == "fork":
-            return Shipment(method, job)
-        try:
-            pickled, inherited = dump_for_child(job)
-        except Exception as error:  # the reducers of the user's objects raise anything
-            problem = f"{_name_of(self._function)} can't be sent to a new process: {type(error).__name__}: {error}"
-            if asked is not None:
-                raise TypeError(f"{problem}. With start_method='fork' it needs not be sent.") from error
-            warnings.warn(
-                f"{problem}. The pool falls back to start_method='fork': workers inherit the threads' locks of this "
-                "process in whatever state they are. Name start_method='fork' if that is what you want.",
-                RuntimeWarning,
-                stacklevel=_steps_to_the_caller(),
-            )
-            return Shipment("fork", job)
-        return Shipment(method, job, pickled, tuple(inherited))
+    def _interpreter(self, method: StartMethod) -> Interpreter | None:
+        """One for the fork server: it comes up while the rest is imported, and the job pickled. Measured: by the first
+        of these the first result comes 4 % earlier, and 9 ms by the second for a function of a script."""
+        if self._shipment is not None or method == "fork":
+            return None
+        from .servers import Interpreter
+
+        return Interpreter(method)
 
     # The callers' side
 
@@ -259,9 +226,10 @@ class LocalEngine:
         ticket: Ticket | None = None,
         wait: bool = True,
     ) -> TaskId:
-        payload = dump_call(args, kwargs, self._shelf.pack)
+        packing = self._packing
+        payload = packing.pack(args, kwargs)
         own = self._function is not None and function is None and not each
-        shipped = None if own else self._ship_function(function, each=each)
+        shipped = None if own else packing.ship(function, each=each)
         return self.accept(payload, shipped, args, kwargs, options, ticket, wait)
 
     def accept(
@@ -329,28 +297,17 @@ class LocalEngine:
             self.submitted -= 1
         return True
 
-    def _ship_function(self, function: Callable[..., Any] | None, *, each: bool) -> Shipped:
-        function = self._function if function is None else function
-        if function is None:
-            raise TypeError("a task needs a function: this pool has none of its own")
-        return (self._each if each else self._functions).ship(function)
-
     def cancel(self, task: TaskId, timeout: float = 0.0) -> bool:
-        answer = _Answer()
         with self._changed:
             if self._wakeup is None or task not in self._records:
                 return False
             self._cancels.append(task)
-            if timeout:
-                self._answers.setdefault(task, []).append(answer)
+            answer = self._answers.ask(task) if timeout else None
             self._ring()
-        return answer.wait(timeout)
+        return answer is not None and answer.wait(timeout)
 
     def expect(self, task: TaskId, take: Callable[[Unopened], bool] | None) -> None:
-        if take is not None:
-            self._expected[task] = take
-        else:
-            self._expected.pop(task, None)
+        self._settling.expect(task, take)
 
     def cancel_all(self) -> None:
         self._order(CancelRequested(None), closes=False)
@@ -395,7 +352,7 @@ class LocalEngine:
     def unfinished(self) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         if time.monotonic() >= self._stop_due:
             self._answered.wait(_ANSWER_SECONDS)
-        return [self._unfinished[task] for task in sorted(self._unfinished)]
+        return self._settling.unfinished()
 
     @property
     def broken(self) -> BaseException | None:
@@ -407,8 +364,9 @@ class LocalEngine:
         oldest = max(((r.seconds, r.task) for info in self.workers() for r in info.running), default=None)
         now = time.monotonic()
         uptime = (self._ended or now) - self._started if self._started else 0.0
-        taken = self._taken + self._given  # first: what is delivered meanwhile was settled before
-        done, failed, queued, submitted = self._done, self._failed, self._queued(), self._last
+        settling = self._settling
+        taken = settling.taken  # first: what is delivered meanwhile was settled before
+        done, failed, queued, submitted = settling.done, settling.failed_count, self._queued(), self._last
         queued = min(queued, submitted - done - failed)
         return Stats(
             submitted=submitted,
@@ -445,20 +403,14 @@ class LocalEngine:
         return len(self._inbox) + self._intake + self._machine.ledger.waiting
 
     def _is_full(self) -> bool:
-        if self._queued() < self._bound + self._slack and not self._delivery_is_late():
+        if self._queued() < self._bound + self._slack and not self._settling.is_late():
             return False
         return threading.current_thread() is not self._delivery.thread  # which would wait for itself
-
-    def _delivery_is_late(self) -> bool:
-        return (
-            self._done + self._failed - self._taken - self._given >= self._undelivered_bound
-            or self._bytes - self._delivery.bytes >= self._bytes_bound
-        )
 
     def _set_limit(self) -> None:
         """So many tasks may come before it is to be asked again: then a single comparison does for each."""
         ledger = self._machine.ledger
-        limit, late = ledger.submitted + self._bound + self._slack - ledger.waiting, self._delivery_is_late()
+        limit, late = ledger.submitted + self._bound + self._slack - ledger.waiting, self._settling.is_late()
         if self._last + self._bound // 2 < self._limit <= limit and not late:
             return  # enough for now: who has the lock may be in `ring`, by which he has woken us
         with self._lock:
@@ -522,64 +474,6 @@ class LocalEngine:
     def parcel(self, task: TaskId) -> Record:
         return self._records[task]
 
-    def settled(self, results: Results, raised: int) -> None:
-        self._failed += raised
-        self._done += len(results) - raised
-        if self._answers:
-            self.kept([task for task, _ in results])
-        if self._expected or self._tried:
-            results = [result for result in results if not self._gives(*result)]
-        self._bytes += sum([len(payload) for _, (_, payload) in results if len(payload) > SMALL])
-        if results:
-            self._results.append(results)
-        if self._delivery_is_late():
-            self._limit = 0
-
-    def _gives(self, task: TaskId, result: tuple[int, bytes]) -> bool:
-        """Whether somebody who waits for it has got it."""
-        tried = task in self._tried
-        self._tried.discard(task)
-        take = self._expected.get(task)
-        kind, payload = result
-        if take is None or tried or kind != RETURNED:
-            return False
-        record = self._records.pop(task, None)
-        if record is None:
-            return False
-        self._given += 1
-        if take(_Returning(payload, self._delivery)):
-            return True
-        self._given -= 1
-        self._records[task] = record
-        return False
-
-    def kept(self, tasks: Sequence[TaskId]) -> None:
-        for task in tasks:
-            self._answer(task, cancelled=False)
-
-    def _answer(self, task: TaskId, *, cancelled: bool) -> None:
-        with self._changed:
-            answers = self._answers.pop(task, ())
-        for answer in answers:
-            answer.give(cancelled)
-
-    def failed(self, task: TaskId, verdict: Verdict, make: Maker) -> None:
-        self._failed += 1
-        self._tried.discard(task)
-        if isinstance(verdict, AbandonedTask | LostCause):
-            self._abandon(task)
-        self._failures.append((task, make))
-        if self._answers:
-            self._answer(task, cancelled=isinstance(verdict, Withdrawn))
-
-    def retried(self, task: TaskId, make: Maker) -> None:
-        self._tried.add(task)
-        self._delivery.put_attempt(task, make)
-
-    def retried_after(self, task: TaskId, kind: int, payload: bytes) -> None:
-        self._tried.add(task)
-        self._delivery.put_failed_attempt(task, kind, payload)
-
     def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None:
         self._reporter.forward(worker, task, payload)
 
@@ -597,28 +491,14 @@ class LocalEngine:
         self._set_limit()  # now and not when it is done, so that callers needn't ask meanwhile
 
     def passed(self) -> None:
+        if self._settling.is_late():
+            self._limit = 0
         self._notify()
-        if self._results or self._failures:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Last of all: the delivery thread gets the GIL when this one has nothing more to do."""
-        for results in self._results:
-            self._delivery.put_results(results)
-        self._results.clear()
-        if self._failures:
-            self._delivery.put_failures(self._failures)
-            self._failures = []
-
-    def _abandon(self, task: TaskId) -> None:
-        record = self._records.get(task)
-        if record is not None and ticket_of(record) is None:  # else delivered; or who has the ticket knows what it is
-            _, args, kwargs, _ = shown(task, record)
-            self._unfinished[task] = args, kwargs
+        self._settling.hand_over()
 
     def _delivered(self, count: int) -> None:
         """On the delivery thread."""
-        self._taken += count
+        self._settling.delivered(count)
         self._notify()
 
     def _supervise(self) -> None:
@@ -636,8 +516,8 @@ class LocalEngine:
             self._answered.set()
             self._let_go(loop.close)
             self._let_go(wakeup.close)
-            self._shelf.close()
-            self.kept(list(self._answers))
+            self._packing.close()
+            self._answers.end()
             self._delivery.end()
             self._reporter.end()
             self._notify()
@@ -668,10 +548,10 @@ class LocalEngine:
             self._closed, self._limit = True, 0
             self._wakeup = None
             self._breakage = breakage
-        self._hand_over()
+        self._settling.hand_over()
         rest = list(self._records)
         for task in rest:
-            self._abandon(task)
+            self._settling.abandon(task)
         # Those of them that wait for delivery have their own outcome before this one comes.
         self._delivery.put_failures([(task, lambda _: Broken(breakage.error)) for task in rest])
 
@@ -683,37 +563,6 @@ class LocalEngine:
         self._answered = threading.Event()
         self._answered.set()
         self._wakeup = None
-
-
-class _Returning:
-    """A :class:`mpms.engine.Unopened`."""
-
-    __slots__ = ("_delivery", "_payload")
-
-    def __init__(self, payload: bytes, delivery: Delivery) -> None:
-        self._payload = payload
-        self._delivery = delivery
-
-    def load(self) -> object:
-        return load(self._payload)
-
-    def open(self) -> Outcome:
-        return self._delivery.open(RETURNED, self._payload)
-
-
-class _Answer:
-    """Whether a task was cancelled, for who waits to know."""
-
-    def __init__(self) -> None:
-        self._known = threading.Event()
-        self._cancelled = False
-
-    def give(self, cancelled: bool) -> None:
-        self._cancelled = cancelled
-        self._known.set()
-
-    def wait(self, timeout: float) -> bool:
-        return timeout > 0 and self._known.wait(timeout) and self._cancelled
 
 
 def _limits(config: PoolConfig) -> Limits:
@@ -742,48 +591,6 @@ def _limits(config: PoolConfig) -> Limits:
     )
 
 
-def _steps_to_the_caller() -> int:
-    """How many frames above the calling one the first is that isn't ours."""
-    steps, frame, ours = 0, sys._getframe(1), __name__.partition(".")[0] + "."
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
-        steps, frame = steps + 1, frame.f_back
-    return steps + 1
-
-
 def _covers(config: PoolConfig, error: type[BaseException]) -> bool:
     """Whether ``retry_on`` has the error. A function is asked about what tasks raise, and by their workers."""
     return issubclass(error, config.retry_on) if isinstance(config.retry_on, tuple) else True
-
-
-def job_of(function: Callable[..., Any] | None, config: PoolConfig) -> Job:
-    """What the workers of such a pool do."""
-    return Job(
-        function=function,
-        threads=config.threads,
-        lifecycle=config.lifecycle,
-        die_exceptions=config.die_exceptions,
-        retry_on=config.retry_on,
-        timeout_raises=config.timeout_raises,
-        native_threads=config.native_threads,
-        preload=config.preload,
-        process_initializer=_call(config.process_initializer),
-        thread_initializer=_call(config.thread_initializer),
-        process_finalizer=_call(config.process_finalizer),
-        thread_finalizer=_call(config.thread_finalizer),
-        log_levels=_log_levels() if config.forward_logs else None,
-        kept_memory=_KEPT_BY_WORKERS if config.max_memory_per_process is config.max_memory_hard is None else 0,
-    )
-
-
-def _call(hook: Hook | None) -> Call | None:
-    return None if hook is None else (hook.function, hook.args)
-
-
-def _log_levels() -> dict[str, int]:
-    root = logging.getLogger()
-    loggers = {"": root, **root.manager.loggerDict}
-    return {name: it.level for name, it in loggers.items() if isinstance(it, logging.Logger) and it.level}
-
-
-def _name_of(function: Callable[..., Any] | None) -> str:
-    return getattr(function, "__qualname__", None) or type(function).__qualname__

@@ -8,27 +8,21 @@ import multiprocessing
 import multiprocessing.process
 import os
 import pickle
-import select
-import signal
 import socket
-import subprocess
 import sys
-import warnings
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import TypeAlias
 
-from ..ids import StartMethod, WorkerId
+from ..ids import WorkerId
 from ..record import Record
 from ..wire.frames import Decoder, encode
-from ..wire.messages import ASK, BEAR, BORN, DUMP, EXIT, GONE, KILL, LOAD_FAILED, LOADED, Birth, Job, Setup
-from ..wire.pickling import number_classes
+from ..wire.messages import ASK, BEAR, BORN, DUMP, EXIT, GONE, KILL, LOAD_FAILED, LOADED, Birth, Setup
 from . import descriptors
 from .link import Link, open_link
-from .memory import anonymous_file
+from .servers import Clone, Interpreter, Server, interpreter_flags, working_directory
+from .shipment import Shipment
 
-__all__ = ["Born", "Gone", "Interpreter", "Launcher", "LoadFailed", "Report", "ServerLost", "Shipment"]
+__all__ = ["Born", "Gone", "Launcher", "LoadFailed", "Report", "ServerLost"]
 
 
 class Born(Record):
@@ -57,19 +51,10 @@ class ServerLost(Record):
 Report: TypeAlias = Born | Gone | LoadFailed | ServerLost
 
 
-class Shipment(Record):
-    """A job, ready to be sent: pickled, with the descriptors that go with it; as it is for ``fork``."""
-
-    method: StartMethod
-    job: Job
-    pickled: bytes = b""
-    inherited: tuple[int, ...] = ()
-
-
 class Launcher:
     def __init__(self, shipment: Shipment) -> None:
         self._shipment = shipment
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._decoder = Decoder()
         self._loaded = False
         self._out: deque[tuple[bytes, list[int]]] = deque()  # messages and the descriptors that go with them
@@ -86,11 +71,11 @@ class Launcher:
             early.end()  # it is none of those; or it can't be given any more what it has to inherit
             early = None
         if shipment.method == "fork":
-            self._server = _Clone(shipment.job)
+            self._server = Clone(shipment.job)
         else:
             early = early or Interpreter(shipment.method, shipment.inherited)
             try:
-                early.tell(shipment)
+                early.tell(_setup(shipment))
             except BaseException:
                 early.end()
                 raise
@@ -112,7 +97,7 @@ class Launcher:
     def start(self, worker: WorkerId, name: str) -> Link:
         """Ask for a worker. It is born when the server has loaded the job."""
         link, theirs = open_link(worker, name, self._shipment.job.threads)
-        birth = Birth(name=name, environ=_environment(), directory=_directory())
+        birth = Birth(name=name, environ=_environment(), directory=working_directory())
         for fd in theirs:
             descriptors.own(fd)
         self._out.append((encode(BEAR, worker, pickle.dumps(birth, 5)), theirs))
@@ -206,161 +191,6 @@ class Launcher:
             self._server = None
 
 
-class _Server:
-    """A process at the other end of ``socket``."""
-
-    def __init__(self, ours: socket.socket, pid: int) -> None:
-        self.socket = ours
-        self.pid = pid
-
-    def kill(self) -> None:
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # the user's program has reaped it, and it may be somebody else's number by now
-
-    def _end_group(self) -> None:
-        """What ``preload`` has started. Not by SIGKILL: see ``ForkServer._orphaned``, which does it if it can."""
-        try:
-            os.killpg(self.pid, signal.SIGTERM)
-        except (ProcessLookupError, PermissionError):
-            pass  # it hasn't come to make its group; or macOS, of a group of zombies
-
-    def reap(self) -> None:
-        raise NotImplementedError
-
-    def end(self) -> None:
-        """Hang up: it kills its workers and ends. If it doesn't, stopped or hanging in what it loads, kill it."""
-        self.socket.setblocking(True)
-        try:
-            self.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it has ended
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        while poll.poll(500):
-            try:
-                if not self.socket.recv(1 << 16):
-                    break
-            except ConnectionResetError:
-                break
-        else:
-            self.kill()
-        self._end_group()  # before it is reaped: its number is nobody else's yet
-        descriptors.close(self.socket.detach())
-        self.reap()
-
-
-class Interpreter(_Server):
-    """A fresh one, that comes up and waits to be told what for: it needs not wait until the job is pickled."""
-
-    def __init__(self, method: StartMethod, inherited: Sequence[int] = ()) -> None:
-        with ExitStack() as kept, ExitStack() as given:
-            # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
-            told = descriptors.own(anonymous_file("mpms-setup"))
-            kept.callback(descriptors.close, told)
-            waits, go = os.pipe()
-            given.callback(os.close, waits)
-            kept.callback(descriptors.close, descriptors.own(go))
-            ours, theirs = _socketpair()
-            given.enter_context(theirs)
-            kept.callback(lambda: descriptors.close(ours.detach()))
-            code = (
-                # Nothing that is imported becomes garbage: to look for it takes a tenth of the time.
-                f"import gc, sys; gc.disable(); sys.path[:] = {list(map(str, sys.path))!r}; "
-                f"from mpms.local.forkserver import main; "
-                f"main({theirs.fileno()}, {told}, {waits}, forks={method != 'spawn'})"
-            )
-            self._process = subprocess.Popen(
-                [_executable(), *_interpreter_flags(), "-c", code],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), told, waits, *inherited],
-                cwd=None if _directory() else "/",  # Python 3.13.0 can't even import socket in one that is gone
-                start_new_session=True,  # Ctrl-C on the terminal is the parent's to answer
-            )
-            kept.pop_all()
-        self._untold: tuple[int, int] | None = told, go
-        super().__init__(ours, self._process.pid)
-
-    def tell(self, shipment: Shipment) -> None:
-        assert self._untold is not None
-        told, go = self._untold
-        with open(told, "wb", closefd=False) as file:
-            pickle.dump(_setup(shipment), file, 5)
-        os.lseek(told, 0, os.SEEK_SET)  # of the one that it has, too
-        try:
-            os.write(go, b"\0")
-        except BrokenPipeError:
-            pass  # it has ended: that is heard of by its socket
-        self._hush()
-
-    def _hush(self) -> None:
-        """If it has been told nothing by now it ends."""
-        if self._untold is not None:
-            for fd in self._untold:
-                descriptors.close(fd)
-            self._untold = None
-
-    def end(self) -> None:
-        self._hush()
-        super().end()
-
-    def reap(self) -> None:
-        self._process.wait()
-
-
-class _Clone(_Server):
-    """A fork of this process, made once: it is single-threaded, so that what it forks is clean."""
-
-    def __init__(self, job: Job) -> None:
-        from .forkserver import import_worker
-
-        # Before the fork: in the child an import may find a lock held by a thread that isn't there.
-        import_worker()
-        number_classes()
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking with threads. This fork takes no lock but those that Python itself makes new.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            with ExitStack() as kept:
-                ours, theirs = _socketpair()
-                kept.enter_context(theirs)
-                kept.callback(lambda: descriptors.close(ours.detach()))
-                pid = os.fork()
-                kept.pop_all()
-        if not pid:
-            try:
-                _be_clone(theirs, job)
-            finally:
-                os._exit(70)  # never back into the user's program
-        theirs.close()
-        super().__init__(ours, pid)
-
-    def reap(self) -> None:
-        try:
-            os.waitpid(self.pid, 0)
-        except ChildProcessError:
-            pass  # the user's program waits for any child
-
-
-def _socketpair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair()
-    descriptors.own(ours.fileno())
-    return ours, theirs
-
-
-def _be_clone(theirs: socket.socket, job: Job) -> None:
-    from .forkserver import clone
-
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    clone(theirs.detach(), job)
-
-
 def _environment() -> dict[str, str]:
     while True:
         try:
@@ -369,28 +199,10 @@ def _environment() -> dict[str, str]:
             pass  # another thread has removed a variable meanwhile
 
 
-def _directory() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
-
-
-def _executable() -> str:
-    """As ``multiprocessing.set_executable`` has it; nobody has called it where this is not loaded."""
-    spawn = sys.modules.get("multiprocessing.spawn")
-    return sys.executable if spawn is None else os.fsdecode(spawn.get_executable())
-
-
-def _interpreter_flags() -> list[str]:
-    """The options with which this interpreter runs, for another one that is to be like it."""
-    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
-
-
 def _setup(shipment: Shipment) -> Setup:
-    directory = _directory()
+    directory = working_directory()
     return Setup(
-        flags=_interpreter_flags(),
+        flags=interpreter_flags(),
         path=[str(path) or directory or "" for path in sys.path],
         argv=sys.argv,
         directory=directory,

@@ -60,7 +60,7 @@ from .memory_watch import MemoryLimits, MemoryWatch
 from .verdicts import Breakage, Maker, StartFailure, Verdicts
 from .wakeup import WakeUp
 
-__all__ = ["Host", "Loop"]
+__all__ = ["Host", "Loop", "Outcomes"]
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -107,6 +107,26 @@ class Host(Protocol):
 
     def parcel(self, task: TaskId) -> Parcel: ...
 
+    def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None: ...
+
+    def note_broken(self, breakage: Breakage) -> None: ...
+
+    def say(self, level: int, message: str, *args: object) -> None:
+        """Log it, elsewhere: handlers are code of the user's."""
+        ...
+
+    def decided(self) -> None:
+        """It is known what this pass does: there may be room for more tasks."""
+        ...
+
+    def passed(self) -> None:
+        """A pass is over."""
+        ...
+
+
+class Outcomes(Protocol):
+    """Where they go. As of a host."""
+
     def settled(self, results: list[tuple[TaskId, tuple[int, bytes]]], raised: int) -> None:
         """Results as they came: the kind and the payload. ``raised`` of them are errors."""
         ...
@@ -125,22 +145,6 @@ class Host(Protocol):
         """An attempt has failed; its result is why."""
         ...
 
-    def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None: ...
-
-    def note_broken(self, breakage: Breakage) -> None: ...
-
-    def say(self, level: int, message: str, *args: object) -> None:
-        """Log it, elsewhere: handlers are code of the user's."""
-        ...
-
-    def decided(self) -> None:
-        """It is known what this pass does: there may be room for more tasks."""
-        ...
-
-    def passed(self) -> None:
-        """A pass is over."""
-        ...
-
 
 class Loop:
     def __init__(
@@ -151,6 +155,7 @@ class Loop:
         selector: selectors.BaseSelector,
         wakeup: WakeUp,
         host: Host,
+        outcomes: Outcomes,
         clock: Callable[[], float],
         *,
         name: str,
@@ -165,6 +170,7 @@ class Loop:
         self._selector = selector
         self._wakeup = wakeup
         self._host = host
+        self._outcomes = outcomes
         self._clock = clock
         self._name = name
         self._stem = name.encode("utf-8", "replace").replace(b"\0", b"?").decode()  # as the system takes it
@@ -501,7 +507,7 @@ class Loop:
                 results = self._results
                 settled = [(task, results[seq]) for task, seq in tasks]
                 raised = sum(kind != wire.RETURNED for _, (kind, _) in settled) if self._raised else 0
-                self._host.settled(settled, raised)
+                self._outcomes.settled(settled, raised)
                 self._leave_to_logs(tasks)
             case Dispatch(worker, tasks):
                 parcel = self._host.parcel
@@ -513,13 +519,13 @@ class Loop:
             case Fail(task, seq, verdict):
                 if isinstance(verdict, LostCause):
                     self._host.note_broken(self._verdicts.breakage())
-                self._host.failed(task, verdict, self._verdicts.explain(verdict, seq))
+                self._outcomes.failed(task, verdict, self._verdicts.explain(verdict, seq))
                 self._leave_to_logs([(task, seq)])
             case Retried(task, seq, verdict):
                 if verdict is None:
-                    self._host.retried_after(task, *self._results[seq])
+                    self._outcomes.retried_after(task, *self._results[seq])
                 else:
-                    self._host.retried(task, self._verdicts.explain(verdict, seq))
+                    self._outcomes.retried(task, self._verdicts.explain(verdict, seq))
                 self._leave_to_logs([(task, seq)])
             case StartWorker(worker):
                 name = f"mpms-{self._stem}-p{worker}"
@@ -558,7 +564,7 @@ class Loop:
             case Kill(worker, why):
                 self._kill(worker, why)
             case Keep(tasks):
-                self._host.kept(tasks)
+                self._outcomes.kept(tasks)
             case Stopped(broken):
                 if broken:
                     self._host.note_broken(self._verdicts.breakage())

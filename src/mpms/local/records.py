@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import time
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..engine import Ticket
 from ..ids import TaskId
-from ..wire.files import Payload
-from .functions import Shipped
+
+if TYPE_CHECKING:
+    from ..wire.files import Payload
+    from .functions import Shipped
 
 __all__ = ["Record", "record_of", "shown", "ticket_of"]
 

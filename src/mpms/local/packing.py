@@ -1,0 +1,37 @@
+"""Calls, made ready to be sent: in the thread that submits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..wire.pickling import dump_call
+from ..wire.shelf import Shelf
+from .functions import Functions, Shipped
+
+__all__ = ["Packing"]
+
+_KEPT = 1 << 27
+"""Bytes of large arguments whose memory is kept for the next ones."""
+
+
+class Packing:
+    """For any thread. ``function`` is that of the pool, if it has one."""
+
+    def __init__(self, function: Callable[..., Any] | None) -> None:
+        self._function = function
+        self._functions, self._each = Functions(), Functions(each=True)
+        self._shelf = Shelf(_KEPT)
+        self.pack = partial(dump_call, pack=self._shelf.pack)
+        """The arguments and keyword arguments of a call, pickled. Raises what pickling raises."""
+
+    def ship(self, function: Callable[..., Any] | None, *, each: bool) -> Shipped:
+        """What goes with a call of it; ``None``: of the pool's own. Raises what pickling raises."""
+        function = self._function if function is None else function
+        if function is None:
+            raise TypeError("a task needs a function: this pool has none of its own")
+        return (self._each if each else self._functions).ship(function)
+
+    def close(self) -> None:
+        self._shelf.close()
