@@ -18,6 +18,7 @@ from .engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_
 from .errors import PoolBroken, RemoteWorkerError, TaskCancelled
 from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
+from .locks import Condition
 from .outcome import Broken, Cancelled, Outcome, Raised, Returned
 from .wire.chunks import Each
 from .wire.failures import dump_error, load_error, unsendable
@@ -74,7 +75,7 @@ class InlineEngine:
         self._bound = config.max_pending or sys.maxsize
         self._thread = threading.Thread(target=self._run, name=f"mpms-{config.name}-collector", daemon=True)
         self._story: deque[str] = deque(maxlen=200)
-        self._changed = threading.Condition()  # its lock, as in LocalEngine a reentrant one, guards all below
+        self._changed = Condition()  # its lock, as in LocalEngine a reentrant one, guards all below
         self._records: dict[TaskId, _Record] = {}  # of what is not delivered
         self._queue: deque[TaskId] = deque()
         self._running: tuple[TaskId, float] | None = None  # and since when

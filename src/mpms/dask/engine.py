@@ -26,6 +26,7 @@ from ..local.delivery import Delivery
 from ..local.functions import Functions, Shipped
 from ..local.records import Record, record_of, shown
 from ..local.shipment import job_of
+from ..locks import Condition
 from ..wire.pickling import dump, dump_function
 from .capability import refuse_what_is_missing
 from .courier import Cancel, Close, Courier, Order, Stop
@@ -69,7 +70,7 @@ class ClusterEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = False
         # Guards admission: all up to the waiters. Reentrant: handlers of signals, and the collector, call from within.
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._last = 0
         self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
         self._closed = False

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..engine import Delivered
+from ..locks import Lock
 from ..outcome import Outcome, Returned
 from .calls import Calls
 from .meta import Meta
@@ -106,7 +107,7 @@ def _release_all(calls: Calls) -> None:
         parking.release()
 
 
-_beginning = threading.Lock()  # guards the next one
+_beginning = Lock()  # guards the next one
 _begins: dict[Calls, list[_Parking]] = {}
 
 

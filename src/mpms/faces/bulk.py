@@ -22,6 +22,7 @@ from ..config import PoolConfig
 from ..engine import Engine, Refused
 from ..errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
 from ..ids import TaskId, TaskOptions
+from ..locks import Condition, taken
 from ..outcome import Crashed, Outcome, Returned, TimedOut
 from ..record import Record
 from ..wire.chunks import Chunk, pack
@@ -93,7 +94,7 @@ class Bulk:
         self._feeding = threading.Lock()  # whoever has it feeds: guards the source, and the next one
         self._read = 0
         # Its lock guards all below. A reentrant one: an iterator that Python's collector finds is closed anywhere.
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._pieces: dict[int, _Piece] = {}  # by place, in the order in which they came
         self._out: dict[_Ticket, TaskId | None] = {}  # what the engine has
         self._untaken = 0  # items that were read and not taken
@@ -107,16 +108,23 @@ class Bulk:
 
     def feed(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Send what the bounds allow, until it is ``enough``. One thread does, and others leave it to that one."""
-        while not enough() and (room := self._room()) and self._feeding.acquire(False):
+        while not enough() and (room := self._room()) and self._sends_next(room):
+            pass
+        self._end_if_done()
+
+    def _sends_next(self, room: int) -> bool:
+        """Whether no other thread does just that."""
+        for _ in taken(self._feeding):
             try:
                 items = self._read_some(room)
                 place, self._read = self._read, self._read + len(items)
                 with self._changed:
                     self._untaken += len(items)
                 self._send(place, items)
+                return True
             finally:
                 self._feeding.release()
-        self._end_if_done()
+        return False
 
     def _room(self) -> int:
         """How many items the next chunk may have; 0: it is not time for one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -13,6 +12,7 @@ from ..config import PoolConfig, check_integer, check_seconds, default_processes
 from ..engine import Engine, WorkerHandle
 from ..errors import TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from ..ids import StartMethod, TaskOptions
+from ..locks import Lock
 from .engines import EngineOption, resolve
 from .meta import Meta
 from .outlet import Outlet
@@ -216,7 +216,7 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         self._config = config = config.replace(max_pending=self.task_queue_maxsize)
         self._engine: Engine = make_engine(worker, config, self._sink, bounded=isinstance(self._sink, CollectorSink))
         self._submit = self._engine.submit
-        self._lock = threading.RLock()  # guards the three below; reentrant: handlers of signals close and shut down
+        self._lock = Lock()  # guards the three below; reentrant: handlers of signals close and shut down
         self._starting = False
         self._started = False
         self._closed = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..engine import Engine, Unopened
 from ..ids import TaskId
+from ..locks import Condition, Lock
 from ..outcome import Cancelled, Outcome, Returned
 
 __all__ = ["Future"]
@@ -25,7 +26,7 @@ millisecond; a stopped one never does."""
 _CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
 _DONE = {FINISHED, *_CANCELLED}
 
-_without_condition = threading.RLock()
+_without_condition = Lock()
 """Guards every future that has no condition, and the making of one. One for all is seldom waited for: nothing of the
 user's is called with it. But a handler of a signal, or Python's collector, may call something of his in between, which
 has to do with another future: hence reentrant."""
@@ -34,7 +35,7 @@ has to do with another future: hence reentrant."""
 def _renew_lock() -> None:
     """In a fork of the user's: it may be held by a thread that isn't here."""
     global _without_condition
-    _without_condition = threading.RLock()
+    _without_condition = Lock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)
@@ -67,7 +68,7 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             if self._made is None:
                 with _without_condition:
                     if self._made is None:
-                        self._made = threading.Condition()
+                        self._made = Condition()
             return self._made
 
     def done(self) -> bool:

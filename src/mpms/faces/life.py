@@ -5,11 +5,11 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import threading
 import weakref
 from collections.abc import Iterable
 
 from ..engine import Delivered, Engine
+from ..locks import Condition
 from .bulk import Bulk
 
 __all__ = ["Life"]
@@ -24,7 +24,7 @@ class Life:
 
     def __init__(self) -> None:
         # Its lock guards all below. A reentrant one: handlers of signals shut down, and so does Python's collector.
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._starting = False
         self._started = False
         self._shut = False
@@ -105,7 +105,7 @@ class Life:
 
     def disown(self) -> None:
         """In a fork of the user's: nobody feeds here, and the lock may be held by a thread that isn't here."""
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._feeds.clear()
 
     def wait(self) -> None:

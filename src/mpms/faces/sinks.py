@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..engine import Delivered, log_error
+from ..locks import Condition
 from ..outcome import Returned
 from .meta import Meta
 
@@ -69,7 +69,7 @@ class IteratorSink:
         self._outcomes: deque[Delivered] = deque()
         # Its lock guards the outcomes and the two below. A reentrant one: Python's collector may throw away a coroutine
         # that waits here, which is then to be forgotten.
-        self._arrived = threading.Condition()
+        self._arrived = Condition()
         self._ended = False
         self._wakers: list[Callable[[], object]] = []  # of those that don't block in `take`; each is called once
         self.count = 0

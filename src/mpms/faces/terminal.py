@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
+
+from ..locks import Lock
 
 __all__ = ["AboveLine", "ProgressLine", "table"]
 
@@ -23,7 +24,7 @@ class ProgressLine:
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
-        self._lock = threading.Lock()  # guards what is on the terminal's last line: _shown, and the stream
+        self._lock = Lock()  # guards what is on the terminal's last line: _shown, and the stream
         self._shown = 0
         self._due = 0.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from ..ids import TaskId
+from ..locks import Lock
 
 __all__ = ["Answer", "Answers"]
 
@@ -30,7 +31,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._asked: dict[TaskId, list[Answer]] = {}
-        self._lock = threading.RLock()  # guards it; reentrant: a handler of a signal may ask, too
+        self._lock = Lock()  # guards it; reentrant: a handler of a signal may ask, too
 
     def __bool__(self) -> bool:
         return bool(self._asked)

@@ -24,6 +24,7 @@ from ..core.messages import CancelRequested, Closed, Event, Resized, StopRequest
 from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
 from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
+from ..locks import Condition, Lock
 from ..outcome import Broken
 from ..wire.messages import SMALL
 from . import exits
@@ -91,6 +92,7 @@ class LocalEngine:
         self._options: dict[TaskId, TaskOptions] = {}  # of what is in the inbox, and has some
         self._orders: deque[Event] = deque()
         self._offers: list[Offer] = []  # while the supervisor sleeps
+        self._lent: Offer | None = None  # the one that was taken last
         self._stop_due = math.inf  # when all is to be answered, whatever hangs
         self._answered = threading.Event()  # all is
         self._shipment = shipment
@@ -100,8 +102,8 @@ class LocalEngine:
         self._wakeup: WakeUp | None = None
         # Guards admission: the limit, and all below up to the waiters. Reentrant: a handler of a signal, or what
         # Python's collector finalizes, may cancel, close or stop while this thread has it.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = Lock()
+        self._changed = Condition(self._lock)
         self._last = 0
         self.submitted = 0  # of these, those without a ticket; read without the lock, also by handlers of signals
         self._closed = False
@@ -246,16 +248,25 @@ class LocalEngine:
         # Measured, no-op tasks: pickling 0.4 µs, the rest 0.8 µs, of which the lock is 0.1.
         with self._lock:
             if self._last < self._limit or self._admits(wait):
-                self._last += 1
-                task = TaskId(self._last)
-                self._records[task] = record_of(payload, shipped, args, kwargs, ticket)
-                if options is not None:
-                    self._options[task] = options
+                record = record_of(payload, shipped, args, kwargs, ticket)
+                # All of what follows or nothing, though KeyboardInterrupt may come with any call: so there is none but
+                # the one that may send it.
+                task: TaskId = self._last + 1  # type: ignore[assignment]
+                self._last = task
+                self._records[task] = record
                 if ticket is None:
                     self.submitted += 1
-                if self._offers and options is None and self._sends(task, payload, shipped):
-                    return task
-                self._inbox.append(task)
+                if options is not None:
+                    self._options[task] = options
+                elif self._offers:
+                    try:
+                        if self._sends(task, payload, shipped):
+                            return task
+                    except BaseException:
+                        if self._lent is None or not self._lent.has_sent(task):
+                            self._takes_back(task)
+                        raise
+                self._inbox += (task,)
                 wakeup = self._wakeup
                 if wakeup is not None:
                     if wakeup.is_needed and (wakeup.for_tasks or not task % _PORTION):
@@ -270,7 +281,7 @@ class LocalEngine:
         if self._inbox or not isinstance(payload, bytes) or len(payload) > SMALL:
             return False  # in their order; and without a copy of much
         try:
-            offer = self._offers.pop()
+            self._lent = offer = self._offers.pop()
         except IndexError:  # a handler of a signal was here, and the supervisor meanwhile
             return False
         if offer.function is not shipped or not offer.take(task, payload):
@@ -285,14 +296,17 @@ class LocalEngine:
         return not self._closed and self._breakage is None
 
     def _takes_back(self, task: TaskId) -> bool:
-        """With the lock held, of the last one: nobody is left who could run it, for the handler of a signal came in
-        between, and has waited for the end. Not when it has its outcome, as all have of a pool that broke."""
+        """With the lock held: nobody is left who could run it, for the handler of a signal came in between, and has
+        waited for the end; or has raised, before it was sent. Not when it has its outcome, as all have of a pool that
+        broke."""
         record = self._records.pop(task, None)
         if record is None:
             return False
         self._options.pop(task, None)
-        self._inbox.remove(task)
-        self._last -= 1
+        if task in self._inbox:
+            self._inbox.remove(task)
+        if self._last == task:
+            self._last -= 1
         if ticket_of(record) is None:
             self.submitted -= 1
         return True
@@ -557,8 +571,8 @@ class LocalEngine:
 
     def disown(self) -> None:
         # Its threads aren't here; its lock may be held.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = Lock()
+        self._changed = Condition(self._lock)
         self._closed, self._limit = True, 0
         self._answered = threading.Event()
         self._answered.set()

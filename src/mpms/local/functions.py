@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from ..locks import Lock
 from ..wire.chunks import Each
 from ..wire.pickling import dump_function
 
@@ -42,7 +42,7 @@ class Functions:
         self._last: tuple[Any, Shipped | None] = (_nothing, None)
         self._by_identity: weakref.WeakKeyDictionary[Any, Shipped] = weakref.WeakKeyDictionary()
         self._by_data: OrderedDict[bytes, Shipped] = OrderedDict()
-        self._changing = threading.Lock()  # guards the two above
+        self._changing = Lock()  # guards the two above
 
     def ship(self, function: Callable[..., Any]) -> Shipped:
         """Raises what pickling raises."""

@@ -77,6 +77,9 @@ class Offer:
             pass  # it was stopped and can take no more, or has ended: that is for the supervisor
         finally:
             self._over = not self._sent
+        return self.has_sent(task)
+
+    def has_sent(self, task: TaskId) -> bool:
         return bool(self._sent) and self._sent[0][0] == task
 
     def close(self) -> tuple[TaskId, bytes] | None:

@@ -94,7 +94,7 @@ class Settling:
         """Whether somebody who waits for it has got it."""
         tried = task in self._tried
         self._tried.discard(task)
-        take = self._expected.get(task)
+        take = self._expected.pop(task, None)
         kind, payload = result
         if take is None or tried or kind != RETURNED:
             return False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..locks import Lock
 from ..wire.pickling import load
 
 __all__ = ["Function", "Functions"]
@@ -19,7 +19,7 @@ class Function:
     def __init__(self, call: Callable[..., Any] | None, data: bytes = b"") -> None:
         self.call = call
         self._data = data
-        self._loading = threading.Lock()  # guards the two above
+        self._loading = Lock()  # guards the two above
 
     def load(self) -> Callable[..., Any]:
         """What it raises is the task's error: it is the user's module that is imported, and in that task's time."""

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from time import monotonic
 
 from ..errors import TaskTimeout
+from ..locks import Lock
 
 __all__ = ["Interrupted", "Interrupts"]
 
@@ -34,7 +35,7 @@ class Interrupts:
 
     def __init__(self, threads: int) -> None:
         # Each guards its thread's place in the two below. RLocks, for whoever holds one may come to log: see unstruck.
-        self._locks = [threading.RLock() for _ in range(threads)]
+        self._locks = [Lock() for _ in range(threads)]
         self._running: list[tuple[int, int, float] | None] = [None] * threads  # dispatch, thread ident, since when
         self._struck: list[float | None] = [None] * threads
         self._last = [0] * threads  # the dispatch that each thread has entered last; its own
@@ -58,8 +59,8 @@ class Interrupts:
     def unstruck(self, slot: int) -> AbstractContextManager[object]:
         """For the thread itself, where an exception between any two bytecodes would do harm: there is none in the
         functions that it calls within this. One that is due already is raised before the first of them has begun: at
-        the start of a function Python looks for it. The lock itself, since ``with`` takes and lets go of one that is
-        written in C in one step."""
+        the start of a function Python looks for it. The lock itself, for ``with`` takes and lets go of it in one step
+        (see ``locks``)."""
         return self._locks[slot]
 
     def told(self, slot: int, error: BaseException, worker: str) -> BaseException:
