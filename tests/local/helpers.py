@@ -20,8 +20,15 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import psutil
+import pytest
 
 from mpms import MPMS
+
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Without one C code keeps no other thread waiting, and faulthandler shows the stack of one thread only: of who
+crashes, and of nobody who hangs in C code that doesn't let go."""
+
+with_gil = pytest.mark.skipif(not HAS_GIL, reason="there is no GIL that it could hold")
 
 PATIENCE = 60.0
 """Seconds after which a test gives up waiting for something that normally takes milliseconds."""
@@ -338,7 +345,7 @@ class Program:
 _PRELUDE = """
 import ctypes, os, signal, sys, threading, time
 from mpms import MPMS, TaskCancelled, TaskTimeout, WorkerCrashed
-from tests.local.helpers import announce, announce_and_hold_the_gil, hold_the_gil, meet, note
+from tests.local.helpers import HAS_GIL, announce, announce_and_hold_the_gil, hold_the_gil, meet, note
 
 def say(word):
     print(word, flush=True)

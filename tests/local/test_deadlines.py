@@ -28,6 +28,7 @@ from .helpers import (
     noted,
     promised,
     results,
+    with_gil,
 )
 
 
@@ -86,6 +87,7 @@ def test_at_its_deadline_a_task_has_its_outcome_with_the_stack_in_which_it_hung(
     assert (type(copy), vars(copy), str(copy)) == (TaskTimeout, vars(error), str(error))
 
 
+@with_gil
 @pytest.mark.usefixtures("patient")
 def test_c_code_that_holds_the_gil_is_shown_and_replaced_and_keeps_nobody(any_method: str) -> None:
     with (
@@ -260,6 +262,7 @@ def test_who_swallows_the_timeout_and_goes_on_ends_the_hard_way(method: str, tmp
     assert soft + policy.DUMP_SECONDS <= watch.seconds < policy.DUMP_SECONDS + promised(5.75)
 
 
+@with_gil
 @pytest.mark.usefixtures("patient")
 def test_c_code_does_not_hear_the_soft_way_and_ends_the_hard_way(method: str) -> None:
     with MPMS(

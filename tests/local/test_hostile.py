@@ -29,6 +29,7 @@ from .helpers import (
     results,
     still_alive,
     until,
+    with_gil,
 )
 
 
@@ -500,6 +501,7 @@ def hang_in_a_wait(address: str) -> None:
     ctypes.PyDLL(None).system(b"echo '[0, 0]'; exec sleep 600")
 
 
+@with_gil
 @pytest.mark.parametrize("function", [hang_in_a_write, hang_in_a_wait])
 def test_a_task_that_hangs_with_the_gil_held_times_out_with_its_stack(
     any_method: str, function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from ..errors import TaskTimeout, WorkerCrashed
 from ..ids import Seq, TaskId
 from ..record import Record
 from ..wire.board import Slot
+from ..wire.messages import THREAD_FRAME
 
 __all__ = [
     "Death",
@@ -25,8 +26,14 @@ __all__ = [
     "timed_out",
 ]
 
-# "Thread 0x00007f6a (most recent call first):"; Python 3.14 puts the thread's name before the bracket.
-_HEADER = re.compile(r"^(Current thread|Thread) 0x([0-9a-f]+)[^\n]*\n((?:  [^\n]*\n?)*)", re.MULTILINE)
+# "Thread 0x00007f6a (most recent call first):"; Python 3.14 puts the thread's name before the bracket. Without a GIL it
+# is "Stack (most recent call first):", of the current thread.
+_HEADER = re.compile(
+    r"^(?:(Current thread|Thread) 0x([0-9a-f]+)[^\n]*|Stack \(most recent call first\):)\n((?:  [^\n]*\n?)*)",
+    re.MULTILINE,
+)
+
+_THREAD_FRAME = re.compile(rf'mpms/worker/slots\.py", line \d+ in {THREAD_FRAME}(\d+)$', re.MULTILINE)
 
 _TASK_FRAMES = ("mpms/worker/slots.py", "mpms/wire/chunks.py")
 """The innermost frame of them calls the task: from there on outwards it is the same for all tasks."""
@@ -83,10 +90,19 @@ def guilty(stacks: str, running: Sequence[Slot]) -> Seq | None:
     if match is None:
         return None
     for header in _HEADER.finditer(stacks, match.start()):
-        if header[1] == "Current thread":
-            ident = int(header[2], 16)
-            return next((Seq(slot.seq) for slot in running if slot.ident == ident), None)
+        if header[1] != "Thread":
+            slot = _whose(header, running)
+            return None if slot is None else Seq(slot.seq)
     return None
+
+
+def _whose(header: re.Match[str], running: Sequence[Slot]) -> Slot | None:
+    """The place of the thread that it is about, if that runs a task."""
+    if header[2] is not None:
+        ident = int(header[2], 16)
+        return next((slot for slot in running if slot.ident == ident), None)
+    named = _THREAD_FRAME.search(header[3])
+    return None if named is None else next((slot for slot in running if slot.thread == int(named[1])), None)
 
 
 def items_begun(seq: int, death: Death) -> int | None:
@@ -96,10 +112,10 @@ def items_begun(seq: int, death: Death) -> int | None:
 
 def stack_of(seq: int, stacks: str, running: Sequence[Slot]) -> str:
     """The Python stack of the thread that runs this dispatch, innermost frame last, as tracebacks have it."""
-    ident = next((slot.ident for slot in running if slot.seq == seq), None)
     found = ""
     for header in _HEADER.finditer(stacks):
-        if int(header[2], 16) == ident:
+        slot = _whose(header, running)
+        if slot is not None and slot.seq == seq:
             found = header[3]  # the last one: an earlier one is of an earlier hang
     frames = found.rstrip("\n").splitlines()
     ours = next((at for at, frame in enumerate(frames) if any(file in frame for file in _TASK_FRAMES)), len(frames))
@@ -108,7 +124,8 @@ def stack_of(seq: int, stacks: str, running: Sequence[Slot]) -> str:
 
 def stacks(text: str) -> list[tuple[int, str]]:
     """Thread ident and Python stack of each thread in the text, innermost frame last."""
-    return [(int(header[2], 16), _outermost_first(header[3])) for header in _HEADER.finditer(text)]
+    named = [header for header in _HEADER.finditer(text) if header[2] is not None]
+    return [(int(header[2], 16), _outermost_first(header[3])) for header in named]
 
 
 def _outermost_first(frames: str) -> str:

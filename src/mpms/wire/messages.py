@@ -53,6 +53,7 @@ __all__ = [
     "START_FAILED",
     "TASK",
     "TASKS",
+    "THREAD_FRAME",
     "Birth",
     "Call",
     "Job",
@@ -102,6 +103,10 @@ ASK_SIGNAL = int(signal.SIGRTMAX) - 5 if _IS_REALTIME else int(getattr(signal, "
 """Makes a worker's main thread write where its threads are, as soon as it has the GIL, between these two lines."""
 
 STACKS_BEGIN, STACKS_END = "\nStacks:\n", "\nEnd of stacks.\n"
+
+THREAD_FRAME = "task-thread-"
+"""The name of a frame, with the number of its thread from 0 on, at the bottom of each thread that runs tasks: without a
+GIL faulthandler shows the stack of a crash and not whose it is."""
 
 DUMP_SIGNAL = int(signal.SIGRTMAX) - 4 if _IS_REALTIME else int(signal.SIGUSR2)
 """Makes a worker write the same at once, whoever has the GIL. If threads run Python code meanwhile, their frames change

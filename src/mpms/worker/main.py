@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import traceback
+from types import FrameType
 from typing import Any, NoReturn
 
 from ..wire.board import Board
@@ -49,6 +50,9 @@ __all__ = ["Descriptors", "run"]
 
 _STACKS_MOST = 1 << 20
 """Bytes of answers that are kept, for those who have asked and not read yet. One is some 10 KiB."""
+
+_FRAMES_MOST = 100  # of a thread, as faulthandler has it
+_RECENT_FIRST = "(most recent call first):"
 
 Descriptors = tuple[int, int, int, int]
 """Data socket, control socket, board, stacks."""
@@ -186,24 +190,33 @@ def _keep_evidence(stacks: int) -> None:
         if os.fstat(stacks).st_size > _STACKS_MOST:
             os.ftruncate(stacks, 0)
         os.write(stacks, STACKS_BEGIN.encode())
-        faulthandler.dump_traceback(stacks, all_threads=True)
+        if getattr(sys, "_is_gil_enabled", lambda: True)():
+            faulthandler.dump_traceback(stacks, all_threads=True)
+        else:  # it would show this thread alone
+            for ident, frame in sys._current_frames().items():
+                os.write(stacks, f"Thread 0x{ident:016x} {_RECENT_FIRST}\n{_frames(frame)}\n".encode(errors="replace"))
         os.write(stacks, STACKS_END.encode())
 
     signal.signal(ASK_SIGNAL, answer)
 
     def _exit(status: int) -> NoReturn:
         # Not by traceback, which reads source files: other threads would run many tasks meanwhile.
-        lines, frame = list[str](), sys._getframe().f_back
-        while frame is not None:
-            lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
-            frame = frame.f_back
-        text = f"os._exit({status})\n\nCurrent thread 0x{threading.get_ident():016x} (most recent call first):\n"
+        text = f"os._exit({status})\n\nCurrent thread 0x{threading.get_ident():016x} {_RECENT_FIRST}\n"
         try:
-            os.write(stacks, (text + "\n".join(lines) + "\n").encode(errors="replace"))
+            os.write(stacks, (text + _frames(sys._getframe().f_back)).encode(errors="replace"))
         finally:
             ends.real_exit(status)
 
     os._exit = _exit
+
+
+def _frames(frame: FrameType | None) -> str:
+    """As faulthandler writes them."""
+    lines = list[str]()
+    while frame is not None and len(lines) < _FRAMES_MOST:
+        lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n')
+        frame = frame.f_back
+    return "".join(lines)
 
 
 def _leave_to_forked_children(sock: socket.socket, descriptors: tuple[int, ...]) -> None:

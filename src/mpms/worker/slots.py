@@ -42,6 +42,7 @@ from ..wire.messages import (
     START_FAILED,
     TASK,
     TASKS,
+    THREAD_FRAME,
     Job,
     unpack_tasks,
 )
@@ -98,7 +99,8 @@ class Slots:
     def start(self) -> None:
         """Start the threads. When the last one is initialised the worker is ready."""
         for number in range(self._job.threads):
-            threading.Thread(target=self._main, args=(number,), name=f"{self._name}#t{number + 1}", daemon=True).start()
+            main = _in_a_named_frame(number, self._main)
+            threading.Thread(target=main, name=f"{self._name}#t{number + 1}", daemon=True).start()
 
     # The main thread's side
 
@@ -333,3 +335,13 @@ class Slots:
     def _say(self, kind: int, number: int = 0) -> None:
         self._outbox.add(encode(kind, number))
         self._outbox.flush()
+
+
+def _in_a_named_frame(slot: int, main: Callable[[int], None]) -> Callable[[], None]:
+    """See ``wire.messages.THREAD_FRAME``."""
+
+    def run() -> None:
+        main(slot)
+
+    run.__code__ = run.__code__.replace(co_name=f"{THREAD_FRAME}{slot}")
+    return run
