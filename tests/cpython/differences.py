@@ -37,22 +37,29 @@ OTHERS = {
 
 class Difference(NamedTuple):
     """``since``: the first Python that has the test for certain. ``only``: the start methods for which it is so.
-    ``may_pass``: it does, now and then."""
+    ``may_pass``: it does, now and then. ``hangs``: it doesn't end, for its task waits for what it doesn't come to."""
 
     why: str
     since: tuple[int, int] = (3, 10)
     only: tuple[str, ...] = ("forkserver", "fork", "spawn")
     may_pass: bool = False
+    hangs: bool = False
 
 
 _PROCESSES = "it looks at `_processes`, a private dict of Process objects"
 _BUSY = "it counts `_processes`, a private dict: processes that are started as they are needed, and ours at once"
+_FORCE = "it is about `_force_shutdown`, a private method by which that one does it"
 _ITS_OWN = "it looks at private attributes of a ProcessPoolExecutor that it makes itself"
 _OF_THE_TASK = "what unpickling raises is the outcome of that task, whatever it is: nothing ends or breaks by it"
 _REMOTE = "it is a RemoteWorkerError that names the type and the reason: what pickling raises may not travel either"
 
 TESTS: dict[str, dict[str, Difference]] = {
     "ProcessPoolExecutorTest": {
+        "test_kill_workers": Difference(_FORCE, since=(3, 14)),
+        "test_terminate_workers": Difference(_FORCE, since=(3, 14)),
+        "test_force_shutdown_workers_invalid_op": Difference(_FORCE, since=(3, 14)),
+        "test_force_shutdown_workers": Difference(_PROCESSES, since=(3, 14), hangs=True),
+        "test_force_shutdown_workers_stops_pool": Difference(_PROCESSES, since=(3, 14)),
         "test_killed_child": Difference(f"{_PROCESSES}; and here a worker that is killed breaks nothing"),
         "test_saturation": Difference(_BUSY),
         "test_idle_process_reuse_one": Difference(_BUSY),
@@ -66,6 +73,8 @@ TESTS: dict[str, dict[str, Difference]] = {
         "test_python_finalization_error": Difference("it makes private functions fail that start threads", (3, 12)),
     },
     "ProcessPoolShutdownTest": {
+        "test_shutdown_gh_132969_case_1": Difference(_ITS_OWN, since=(3, 14)),
+        "test_shutdown_gh_132969_case_2": Difference(_ITS_OWN, since=(3, 14)),
         "test_processes_terminate": Difference(_PROCESSES),
         "test_context_manager_shutdown": Difference(_ITS_OWN),
         "test_del_shutdown": Difference(_ITS_OWN),

@@ -108,6 +108,10 @@ class _Adapted:
     def get_context(self) -> Any:
         return multiprocessing.get_context(self.ctx)
 
+    def create_event(self) -> Any:
+        manager: Any = vars(self)["manager"]
+        return manager.Event()
+
     def _assert_logged(self, message: str) -> Any:
         # Nobody logs to "concurrent.futures": what the initializer raised is the cause of the PoolBroken.
         return contextlib.nullcontext()
