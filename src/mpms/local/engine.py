@@ -250,7 +250,7 @@ class LocalEngine:
             if self._last < self._limit or self._admits(wait):
                 record = record_of(payload, shipped, args, kwargs, ticket)
                 # All of what follows or nothing, though KeyboardInterrupt may come with any call: so there is none but
-                # the one that may send it.
+                # the one that may send it. (In Python 3.10 it may come between any two steps.)
                 task: TaskId = self._last + 1  # type: ignore[assignment]
                 self._last = task
                 self._records[task] = record
