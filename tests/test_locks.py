@@ -3,61 +3,32 @@
 from __future__ import annotations
 
 import ast
-import ctypes
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mpms.locks import Condition, Lock, taken
 
+from .striking import PATIENCE, Struck, while_struck
+
 SOURCE = Path(__file__).parents[1] / "src" / "mpms"
-PATIENCE = 60.0
 STRIKES = 400
-
-
-class Struck(Exception):
-    pass
-
-
-@pytest.fixture(autouse=True)
-def brisk() -> Iterator[None]:
-    """Threads change places soon, for that is when one is struck."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def leaks(use: Callable[[], None], is_locked: Callable[[], bool], free: Callable[[], None]) -> int:
     """How often it was left locked by exceptions that came while a thread did nothing but take it and let go of it."""
     found = 0
-    using, seen = threading.Semaphore(0), threading.Semaphore(0)
 
-    def work() -> None:
+    def look() -> None:
         nonlocal found
-        for _ in range(STRIKES):
-            try:
-                using.release()
-                while True:
-                    use()
-            except Struck:
-                pass
-            if is_locked():
-                found += 1
-                free()
-            seen.release()
+        if is_locked():
+            found += 1
+            free()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    for _ in range(STRIKES):
-        assert using.acquire(timeout=PATIENCE)
-        assert thread.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Struck))
-        assert seen.acquire(timeout=PATIENCE)
-    thread.join(PATIENCE)
+    while_struck(STRIKES, use, then=look)
     return found
 
 
@@ -117,6 +88,21 @@ def test_a_lock_and_a_condition_are_reentrant_and_keep_others_out() -> None:
     assert others == [False, True]
 
 
+def test_who_is_struck_right_after_a_wait_has_let_go_of_the_lock_has_it_again() -> None:
+    """Or else the end of the ``with`` would raise in place of what he was struck by."""
+    condition: Any = Condition()
+    let_go = condition._release_save
+
+    def struck() -> None:
+        let_go()
+        raise Struck
+
+    condition._release_save = struck
+    with pytest.raises(Struck), condition:
+        condition.wait(PATIENCE)
+    assert not condition._is_owned()
+
+
 def test_who_waits_for_a_condition_is_woken() -> None:
     condition, told, heard = Condition(), list[int](), list[bool]()
 
@@ -133,13 +119,21 @@ def test_who_waits_for_a_condition_is_woken() -> None:
     assert heard == [True]
 
 
-def test_no_condition_of_threading_is_made_where_code_of_the_user_may_be_interrupted() -> None:
-    """Nor a lock that is reentrant: those are for threads that the user's code has, and handlers of its signals."""
+def test_no_other_lock_is_taken_where_an_exception_may_come_from_outside() -> None:
+    """By threads that the user's code has, also in handlers of signals."""
     found = []
-    for file in SOURCE.rglob("*.py"):
+    for file in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="threading"), attr="Condition" | "RLock")):
                     found.append(f"{file.relative_to(SOURCE)}: {ast.unparse(node)}")
-    # The second is taken by the pool's own threads only.
-    assert found == ["local/reports.py: threading.Condition(threading.Lock())"]
+                case ast.Call(func=ast.Attribute(attr="acquire"), args=[ast.Constant(False)]):
+                    found.append(f"{file.relative_to(SOURCE)}: {ast.unparse(node)}")
+                case ast.Call(func=ast.Attribute(attr="acquire"), keywords=[ast.keyword(arg="blocking")]):
+                    found.append(f"{file.relative_to(SOURCE)}: {ast.unparse(node)}")
+    # Those are taken by the pool's own threads only; or by a worker's that is in no task, or keeps exceptions out.
+    assert found == [
+        "faces/futures.py: _without_condition.acquire(blocking=False)",
+        "local/reports.py: threading.Condition(threading.Lock())",
+        "worker/outbox.py: self._writing.acquire(False)",
+    ]

@@ -16,6 +16,7 @@ import pytest
 
 from mpms import MPMS, Executor, Future, TaskTimeout, WorkerCrashed
 from mpms.ids import TaskId
+from mpms.local.link import Offer
 from mpms.local.records import record_of
 from mpms.local.wakeup import WakeUp
 from mpms.wire.messages import RETURNED
@@ -37,6 +38,9 @@ class Asked:
 
     def __call__(self, word: Any) -> Any:
         self.pool.put(word)
+        return self.answer()
+
+    def answer(self) -> Any:
         return self._answers.get(timeout=PATIENCE)
 
 
@@ -263,6 +267,7 @@ def test_who_asks_to_cancel_hears_at_once_that_somebody_has_the_result() -> None
     engine.expect(task, lambda unopened: not given.append(unopened.load()))
     engine._settling.settled([(task, (RETURNED, pickle.dumps(5)))], 0)
     assert given == [5]
+    assert not engine._settling._expected
     assert not answer.wait(0.001)
     assert answer._known.is_set()
     assert task not in engine._records
@@ -277,6 +282,33 @@ def test_a_handler_of_a_signal_in_the_middle_of_submit_may_wait_for_a_result(met
         with engine._lock:  # as `submit` has it
             stage.open()
             assert future.result(PATIENCE) == 1
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_an_exception_while_it_is_sent_leaves_it_accepted_or_not_at_all(
+    method: Any, monkeypatch: pytest.MonkeyPatch, sent: bool
+) -> None:
+    ask = Asked(processes=1, threads=1, start_method=method)
+    with ask.pool as pool:
+        assert ask(1) == 1
+        until(lambda: at_rest(pool))
+        take = Offer.take
+
+        def struck(offer: Offer, *task: Any) -> bool:
+            if sent:
+                take(offer, *task)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Offer, "take", struck)
+        with pytest.raises(KeyboardInterrupt):
+            pool.put(2)
+        monkeypatch.undo()
+        assert pool.total_count == 1 + sent
+        if sent:
+            assert ask.answer() == 2
+        assert ask(3) == 3
+        assert not pool.running_tasks
+        assert pool.total_count == pool.finish_count == pool.stats().submitted == 2 + sent
 
 
 def test_who_submits_may_find_that_there_is_no_offer_any_more() -> None:

@@ -222,6 +222,17 @@ def test_large_results_that_wait_for_a_slow_collector_make_put_wait_sooner(
     assert pool.finish_count == 500
 
 
+def test_at_the_end_of_a_pass_that_brings_too_much_callers_have_to_ask() -> None:
+    """And not only in the next one, which they would not wait for."""
+    engine: Any = MPMS(abs, print)._engine  # type: ignore[attr-defined]
+    engine._limit = 10
+    engine.passed()
+    assert engine._limit == 10
+    engine._settling.done = 1 << 20
+    engine.passed()
+    assert engine._limit == 0
+
+
 def test_without_a_collector_put_does_not_wait_for_the_reader(method: str, caplog: pytest.LogCaptureFixture) -> None:
     """Programs put all, and then iterate. The log tells of it."""
     with MPMS(abs, processes=1, threads=1, start_method=method) as pool:

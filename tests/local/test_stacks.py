@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import signal
@@ -116,6 +117,28 @@ def test_a_pool_says_where_each_thread_is_with_its_task_and_since_when(any_metho
         assert all(f"(pid {guest.pid})\n" in text for guest in guests)
         for guest in guests:
             guest.release()
+
+
+def test_a_worker_without_a_gil_writes_the_stacks_itself(method: str) -> None:
+    with (
+        meeting() as place,
+        MPMS(meet_here, processes=1, threads=2, start_method=method, process_initializer=have_no_gil) as pool,
+    ):
+        for word in range(2):
+            pool.put(word, place.address)
+        guests = place.arrivals(2)
+        found = tasks(stacks_with_tasks(pool, {1, 2}))
+        assert ["in meet_here" in thread.stack for thread in found.values()] == [True, True]
+        assert all("helpers.py" in thread.stack.splitlines()[-1] for thread in found.values())
+        assert len(pool.stacks()[0].threads) == 3
+        for guest in guests:
+            guest.release()
+
+
+def have_no_gil() -> None:
+    """As far as is known here."""
+    sys._is_gil_enabled = lambda: False  # type: ignore[attr-defined]
+    faulthandler.dump_traceback = None  # type: ignore[assignment]  # that would show one thread only
 
 
 def test_stacks_are_shown_while_c_code_holds_the_gil(method: str) -> None:
@@ -390,6 +413,7 @@ def test_threads_that_ask_at_the_same_time_all_get_an_answer(method: str) -> Non
     with meeting() as place, MPMS(meet_here, processes=1, threads=1, start_method=method) as pool:
         pool.put(1, place.address)
         guest = place.arrive()
+        until(lambda: pids(pool))  # of its birth the pool hears by another way than of its tasks
         answers: list[list[WorkerStacks]] = []
         askers = [threading.Thread(target=lambda: answers.append(pool.stacks())) for _ in range(4)]
         for asker in askers:

@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import random
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mpms import MPMS, Executor
 
+from ..striking import while_struck
 from .helpers import PATIENCE
 
 STRIKES = 300
+PAUSE = 0.001
 
 pytestmark = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="there an exception may come between any two steps, and not only with a call"
 )
-
-
-class Struck(BaseException):
-    pass
-
-
-@pytest.fixture(autouse=True)
-def brisk() -> Iterator[None]:
-    """Threads change places soon, for that is when one is struck."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
-def while_struck(call: Callable[[], object], done: Callable[[], object]) -> int:
-    """How often an exception has come while a thread did nothing but ``call``, and then ``done``."""
-    struck, begun, seen = 0, threading.Semaphore(0), threading.Semaphore(0)
-
-    def work() -> None:
-        nonlocal struck
-        for _ in range(STRIKES):
-            try:
-                begun.release()
-                while True:
-                    call()
-                    done()
-            except Struck:
-                struck += 1
-            seen.release()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    pauses = random.Random(1)
-    for _ in range(STRIKES):
-        assert begun.acquire(timeout=PATIENCE)
-        time.sleep(pauses.random() * 0.001)
-        assert thread.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Struck))
-        assert seen.acquire(timeout=PATIENCE), "it waits for ever"
-    thread.join(PATIENCE)
-    return struck
 
 
 def ends(wait: Callable[[], object]) -> bool:
@@ -87,8 +44,9 @@ def test_who_is_struck_in_put_leaves_a_pool_that_goes_on(method: Any) -> None:
         nonlocal next_one
         next_one += 1
         pool.put(next_one)
+        put.append(next_one)
 
-    assert while_struck(put_next, lambda: put.append(next_one)) == STRIKES
+    while_struck(STRIKES, put_next, pause=PAUSE)
     pool.put(0)
     pool.close()
     assert ends(pool.join)
@@ -106,7 +64,7 @@ def test_who_is_struck_while_he_waits_for_a_future_leaves_a_pool_that_goes_on(me
         def ask() -> None:
             answers.append(pool.submit(same, 5).result())
 
-        assert while_struck(ask, lambda: None) == STRIKES
+        while_struck(STRIKES, ask, pause=PAUSE)
         assert set(answers) <= {5}
         assert pool.submit(same, 6).result(PATIENCE) == 6
         assert ends(pool.shutdown)
@@ -115,6 +73,6 @@ def test_who_is_struck_while_he_waits_for_a_future_leaves_a_pool_that_goes_on(me
 def test_who_is_struck_while_he_maps_leaves_a_pool_that_goes_on(method: Any) -> None:
     with Executor(1, threads=2, start_method=method) as pool:
         assert list(pool.map(same, range(50))) == list(range(50))
-        assert while_struck(lambda: list(pool.map(same, range(50), chunksize=5)), lambda: None) == STRIKES
+        while_struck(STRIKES, lambda: list(pool.map(same, range(50), chunksize=5)), pause=PAUSE)
         assert list(pool.map(same, range(50))) == list(range(50))
         assert ends(pool.shutdown)

@@ -506,7 +506,7 @@ class LocalEngine:
 
     def passed(self) -> None:
         if self._settling.is_late():
-            self._limit = 0
+            self._limit = 0  # now and not in the next pass: until then callers would ask nobody
         self._notify()
         self._settling.hand_over()
 

@@ -125,7 +125,7 @@ class Host(Protocol):
 
 
 class Outcomes(Protocol):
-    """Where they go. As of a host."""
+    """Where outcomes go. Called as a :class:`Host` is."""
 
     def settled(self, results: list[tuple[TaskId, tuple[int, bytes]]], raised: int) -> None:
         """Results as they came: the kind and the payload. ``raised`` of them are errors."""

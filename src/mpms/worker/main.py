@@ -51,7 +51,6 @@ __all__ = ["Descriptors", "run"]
 _STACKS_MOST = 1 << 20
 """Bytes of answers that are kept, for those who have asked and not read yet. One is some 10 KiB."""
 
-_FRAMES_MOST = 100  # of a thread, as faulthandler has it
 _RECENT_FIRST = "(most recent call first):"
 
 Descriptors = tuple[int, int, int, int]
@@ -213,7 +212,7 @@ def _keep_evidence(stacks: int) -> None:
 def _frames(frame: FrameType | None) -> str:
     """As faulthandler writes them."""
     lines = list[str]()
-    while frame is not None and len(lines) < _FRAMES_MOST:
+    while frame is not None:
         lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n')
         frame = frame.f_back
     return "".join(lines)
