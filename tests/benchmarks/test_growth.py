@@ -12,6 +12,7 @@ import pytest
 from benchmarks.growth import SERIES, main, measure_of
 from benchmarks.lines import Panel, svg
 from benchmarks.runner import Bench, Status, measure
+from tests.local.helpers import with_gil
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_what_was_measured_without_a_gil_stands_beside_the_rest(tmp_path: Path) 
     assert drawing.count("the same without a GIL") == 1
 
 
+@with_gil
 def test_a_python_with_a_gil_is_no_free_threaded_one(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--free-threaded: .* has a GIL"):
         main(["--free-threaded", sys.executable, "--output", str(tmp_path / "growth")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import select
@@ -29,6 +30,13 @@ HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 crashes, and of nobody who hangs in C code that doesn't let go."""
 
 with_gil = pytest.mark.skipif(not HAS_GIL, reason="there is no GIL that it could hold")
+
+
+def is_freed(condition: Callable[[], Any]) -> Any:
+    """Whether ``condition`` holds when what nobody has any more is gone: which it is at once. But without a GIL what
+    one thread has made and another lets go of is freed when the first runs again, or by Python's collector."""
+    return condition() if HAS_GIL else until(lambda: gc.collect() >= 0 and condition())
+
 
 PATIENCE = 60.0
 """Seconds after which a test gives up waiting for something that normally takes milliseconds."""

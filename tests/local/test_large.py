@@ -15,7 +15,7 @@ from mpms import MPMS, WorkerCrashed
 from mpms.config import PoolConfig
 from mpms.local.shipment import job_of
 
-from .helpers import PATIENCE, at_full_strength, kill, note, noted, pids, program, results, until
+from .helpers import HAS_GIL, PATIENCE, at_full_strength, kill, note, noted, pids, program, results, until
 
 SIZE = 3 << 20
 
@@ -160,6 +160,7 @@ LITTLE_MEMORY = """
 
 
 @needs_memfd
+@pytest.mark.skipif(not HAS_GIL, reason="its allocator has addresses in reserve, which is all that the limit counts")
 def test_an_argument_for_which_a_worker_has_no_memory_costs_that_task_only(method: str) -> None:
     # Not of this process: a fork of it has all the memory too that other tests have used and left free.
     with program(LITTLE_MEMORY, method) as running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import mmap
 import os
 import re
 import signal
@@ -187,8 +188,9 @@ def test_what_is_freed_again_does_not_count(method: str, monkeypatch: pytest.Mon
 
 
 def free_again(word: int, address: str) -> object:
-    del (big := [b"x" * 250_000_000])[:]
-    assert not big
+    with mmap.mmap(-1, 250_000_000) as big:  # not of an allocator, which may keep it for later
+        for _ in range(250):
+            big.write(b"x" * 1_000_000)
     return meet(address, word)
 
 
@@ -199,6 +201,7 @@ def test_nothing_is_looked_at_when_the_options_are_off(method: str, monkeypatch:
     with meeting() as place, MPMS(grow, processes=1, threads=1, start_method=method) as pool:
         pool.put(1, 0, place.address)
         guest = place.arrive()
+        until(lambda: any("task=1" in line or "tasks=[(1, 1)]" in line for line in pool.story()))
         before = len(pool.story())
         threading.Event().wait(1.3)  # a look would come each second
         assert len(pool.story()) == before
