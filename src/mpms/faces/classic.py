@@ -227,7 +227,9 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         """Start the workers, without waiting for them.
 
         Raises ``RuntimeError`` the second time, also after the first :meth:`put` has done it; ``TypeError`` when
-        ``worker`` or a hook can't be sent to a new process and a ``start_method`` was named that has to.
+        ``worker`` or a hook can't be sent to a new process and a ``start_method`` was named that has to. When it is
+        interrupted, by Ctrl-C, or there are no descriptors or threads left, nothing of the pool is left, and to use it
+        raises ``RuntimeError``.
         """
         with self._lock:
             if self._started:

@@ -114,6 +114,8 @@ class LocalEngine:
         self._slack = 0  # tasks that may wait beyond the bound, for they are done in no time
         self._started = 0.0
         self._ended: float | None = None
+        self._supervised = False  # all that was begun is the supervisor's to end; guarded by the lock, as is this:
+        self._given_up = False  # the start has failed before
 
     # Starting
 
@@ -154,7 +156,16 @@ class LocalEngine:
             self._machine = machine
 
     def start(self) -> None:
+        if self._given_up:
+            raise RuntimeError("the start of the pool has failed or was interrupted; make a new one")
         launcher = self._launch()
+        try:
+            self._start(launcher)
+        except BaseException:  # Ctrl-C; or there is no descriptor or thread left
+            self._give_up(launcher)
+            raise
+
+    def _start(self, launcher: Launcher) -> None:
         self._furnish()
         from ..wire.frames import keep_memory
         from .loop import Loop
@@ -186,6 +197,27 @@ class LocalEngine:
         self._supervisor.start()
         exits.watch(self)
 
+    def _give_up(self, launcher: Launcher) -> None:
+        """Nothing is left of the start."""
+        with self._lock:
+            self._given_up = self._closed = True
+        if self._supervised:  # and never from now on
+            self.stop(0.0)
+            self.wait_stopped(exits.SECONDS)
+            return
+        loop, wakeup, self._loop, self._wakeup = self._loop, self._wakeup, None, None
+        if loop is not None:
+            loop.close()
+        else:
+            launcher.close()
+        if wakeup is not None:
+            wakeup.close()
+        self._delivery.end()
+        self._reporter.end()
+        for thread in (self._delivery.thread, self._reporter.thread):
+            if thread.is_alive():
+                thread.join(exits.SECONDS)
+
     def _new_supervisor(self) -> threading.Thread:
         return threading.Thread(target=self._supervise, name=f"mpms-{self._config.name}-supervisor", daemon=True)
 
@@ -198,12 +230,12 @@ class LocalEngine:
             from .launcher import Launcher
             from .shipment import ship
 
-            launcher = Launcher(self._shipment or ship(self._function, self._config, method))
+            launcher = Launcher(self._shipment or ship(self._function, self._config, method), early)
         except BaseException:
             if early is not None:
                 early.end()
             raise
-        launcher.open(early)
+        launcher.open()
         return launcher
 
     def _interpreter(self, method: StartMethod) -> Interpreter | None:
@@ -516,6 +548,10 @@ class LocalEngine:
         self._notify()
 
     def _supervise(self) -> None:
+        with self._lock:
+            if self._given_up:
+                return
+            self._supervised = True
         loop, wakeup = self._loop, self._wakeup
         assert loop is not None
         assert wakeup is not None

@@ -8,9 +8,9 @@ import time
 import weakref
 from typing import Protocol
 
-__all__ = ["Engine", "watch"]
+__all__ = ["SECONDS", "Engine", "watch"]
 
-_EXIT_SECONDS = 1.0
+SECONDS = 1.0
 """How long the interpreter's exit waits for a pool that was not joined."""
 
 
@@ -36,7 +36,7 @@ def _stop_all() -> None:
     engines = list(_engines)
     for engine in engines:
         engine.stop(0.0)
-    until = time.monotonic() + _EXIT_SECONDS
+    until = time.monotonic() + SECONDS
     for engine in engines:
         engine.wait_stopped(max(0.0, until - time.monotonic()))
 

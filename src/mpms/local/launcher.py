@@ -52,9 +52,11 @@ Report: TypeAlias = Born | Gone | LoadFailed | ServerLost
 
 
 class Launcher:
-    def __init__(self, shipment: Shipment) -> None:
+    def __init__(self, shipment: Shipment, early: Interpreter | None = None) -> None:
+        """``early`` is one that is coming up, and is ours from now on."""
         self._shipment = shipment
-        self._server: Server | None = None
+        self._server: Server | None = early
+        self._early = early
         self._decoder = Decoder()
         self._loaded = False
         self._out: deque[tuple[bytes, list[int]]] = deque()  # messages and the descriptors that go with them
@@ -63,23 +65,27 @@ class Launcher:
     def is_open(self) -> bool:
         return self._server is not None
 
-    def open(self, early: Interpreter | None = None) -> None:
-        """Start the fork server, or take one that is coming up; its reports are read as it does."""
+    def open(self) -> None:
+        """Start the fork server; its reports are read as it comes up. If that fails, nothing of it is left."""
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         self._decoder, self._loaded = Decoder(), False
         shipment = self._shipment
-        if early is not None and (shipment.method == "fork" or shipment.inherited):
-            early.end()  # it is none of those; or it can't be given any more what it has to inherit
-            early = None
+        if self._early is not None and (shipment.method == "fork" or shipment.inherited):
+            self.close()  # it is none of those; or it can't be given any more what it has to inherit
         if shipment.method == "fork":
             self._server = Clone(shipment.job)
         else:
-            early = early or Interpreter(shipment.method, shipment.inherited)
-            try:
-                early.tell(_setup(shipment))
-            except BaseException:
-                early.end()
-                raise
-            self._server = early
+            if self._early is None:
+                self._server = self._early = Interpreter(shipment.method, shipment.inherited)
+            self._early.tell(_setup(shipment))
+            self._early = None
+        assert self._server is not None
         self._server.socket.setblocking(False)
 
     def fileno(self) -> int:
@@ -188,7 +194,7 @@ class Launcher:
         self._loaded = False  # what is to be sent waits for the next server
         if self._server is not None:
             self._server.end()
-            self._server = None
+            self._server = self._early = None
 
 
 def _environment() -> dict[str, str]:

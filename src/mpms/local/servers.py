@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import starmap
 
 from ..ids import StartMethod
 from ..wire.messages import Job, Setup
@@ -144,13 +145,8 @@ class Clone(Server):
                 ours, theirs = _socketpair()
                 kept.enter_context(theirs)
                 kept.callback(lambda: descriptors.close(ours.detach()))
-                pid = os.fork()
+                pid = _fork(lambda: _be_clone(theirs, job))
                 kept.pop_all()
-        if not pid:
-            try:
-                _be_clone(theirs, job)
-            finally:
-                os._exit(70)  # never back into the user's program
         theirs.close()
         super().__init__(ours, pid)
 
@@ -165,6 +161,24 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair()
     descriptors.own(ours.fileno())
     return ours, theirs
+
+
+def _fork(child: Callable[[], object]) -> int:
+    """The number of the child, which does nothing else. A handler of a signal, such as Ctrl-C, may raise in either."""
+    parent, pids = os.getpid(), list[int]()
+    try:
+        pids.extend(starmap(os.fork, ((),)))  # one step of the interpreter's: who is struck in it knows the number
+        if not pids[0]:
+            child()
+    except BaseException:
+        if pids and pids[0]:
+            os.kill(pids[0], signal.SIGKILL)
+            os.waitpid(pids[0], 0)
+        raise
+    finally:
+        if os.getpid() != parent:
+            os._exit(70)  # never back into the user's program
+    return pids[0]
 
 
 def _be_clone(theirs: socket.socket, job: Job) -> None:
