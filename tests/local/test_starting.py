@@ -130,3 +130,33 @@ def test_who_is_interrupted_in_the_fork_of_a_clone_is_not_two(where: str, says: 
     assert (code, out.split("\n")[: len(says)]) == (0, says), err
     assert out.count("interrupted") == len(says) // 2
     assert out.count("[") == 1  # it came there once
+
+
+STRUCK_IN_POPEN = """
+    import psutil, subprocess
+    from tests.local.helpers import until
+
+    def struck(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def popen(*args, **options):
+        process = real(*args, **options)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        return process
+
+    signal.signal(signal.SIGUSR1, struck)
+    real, subprocess.Popen = subprocess.Popen, popen
+    pool = MPMS(abs, processes=1, threads=1, start_method=sys.argv[1])
+    try:
+        pool.start()
+    except KeyboardInterrupt:
+        say("interrupted")
+    until(lambda: not psutil.Process().children())  # who is struck in ``join`` doesn't know when the thread has ended
+"""
+
+
+@pytest.mark.parametrize("spawning", ["forkserver", "spawn"])
+def test_who_is_interrupted_when_the_fork_server_begins_leaves_no_process(spawning: str) -> None:
+    with program(STRUCK_IN_POPEN, spawning) as running:
+        code, out, err = running.ends(PATIENCE)
+    assert (code, out) == (0, "interrupted\n"), err

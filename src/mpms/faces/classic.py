@@ -227,9 +227,9 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
         """Start the workers, without waiting for them.
 
         Raises ``RuntimeError`` the second time, also after the first :meth:`put` has done it; ``TypeError`` when
-        ``worker`` or a hook can't be sent to a new process and a ``start_method`` was named that has to. When it is
-        interrupted, by Ctrl-C, or there are no descriptors or threads left, nothing of the pool is left, and to use it
-        raises ``RuntimeError``.
+        ``worker`` or a hook can't be sent to a new process and a ``start_method`` was named that has to;
+        ``OSError`` or ``RuntimeError`` when there are no descriptors or threads left. Nothing of the pool is left then,
+        nor after Ctrl-C; another start may raise ``RuntimeError``, which says to make a new one.
         """
         with self._lock:
             if self._started:

@@ -227,6 +227,8 @@ class LocalEngine:
         method: StartMethod = asked or ("spawn" if sys.platform == "darwin" else "forkserver")
         early = self._interpreter(method)
         try:
+            if early is not None:
+                early.begin()
             from .launcher import Launcher
             from .shipment import ship
 

@@ -79,10 +79,12 @@ class Launcher:
         if self._early is not None and (shipment.method == "fork" or shipment.inherited):
             self.close()  # it is none of those; or it can't be given any more what it has to inherit
         if shipment.method == "fork":
-            self._server = Clone(shipment.job)
+            self._server = clone = Clone()
+            clone.begin(shipment.job)
         else:
             if self._early is None:
                 self._server = self._early = Interpreter(shipment.method, shipment.inherited)
+                self._early.begin()
             self._early.tell(_setup(shipment))
             self._early = None
         assert self._server is not None

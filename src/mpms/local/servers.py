@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -71,9 +72,38 @@ class Server:
 
 
 class Interpreter(Server):
-    """A fresh one, that comes up and waits to be told what for: it needs not wait until the job is pickled."""
+    """A fresh one, that comes up and waits to be told what for: it needs not wait until the job is pickled.
+
+    To be ended though :meth:`begin` was cut short, by Ctrl-C.
+    """
 
     def __init__(self, method: StartMethod, inherited: Sequence[int] = ()) -> None:
+        self._method = method
+        self._inherited = inherited
+        self._problems: list[BaseException] = []
+        self._turns = [True]  # for the first of the two who come: the thread when it has begun it, and who ends it
+
+    def begin(self) -> None:
+        """Handlers of signals come to the main thread, so from there in another one: who is struck in ``Popen`` leaves
+        a process of which nobody knows. Measured: 0.1 to 0.2 ms."""
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=self._begin, name="mpms-start")
+            thread.start()
+            thread.join()
+        else:
+            self._begin()
+        for problem in self._problems:
+            raise problem
+
+    def _begin(self) -> None:
+        try:
+            self._open()
+        except BaseException as problem:
+            self._problems.append(problem)
+        else:
+            self.end()
+
+    def _open(self) -> None:
         with ExitStack() as kept, ExitStack() as given:
             # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
             told = descriptors.own(anonymous_file("mpms-setup"))
@@ -88,12 +118,12 @@ class Interpreter(Server):
                 # Nothing that is imported becomes garbage: to look for it takes a tenth of the time.
                 f"import gc, sys; gc.disable(); sys.path[:] = {list(map(str, sys.path))!r}; "
                 f"from mpms.local.forkserver import main; "
-                f"main({theirs.fileno()}, {told}, {waits}, forks={method != 'spawn'})"
+                f"main({theirs.fileno()}, {told}, {waits}, forks={self._method != 'spawn'})"
             )
             self._process = subprocess.Popen(
                 [_executable(), *interpreter_flags(), "-c", code],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), told, waits, *inherited],
+                pass_fds=[theirs.fileno(), told, waits, *self._inherited],
                 cwd=None if working_directory() else "/",  # Python 3.13.0 can't even import socket in one that is gone
                 start_new_session=True,  # Ctrl-C on the terminal is the parent's to answer
             )
@@ -121,17 +151,28 @@ class Interpreter(Server):
             self._untold = None
 
     def end(self) -> None:
-        self._hush()
-        super().end()
+        try:
+            self._turns.pop()
+        except IndexError:
+            self._hush()
+            super().end()
 
     def reap(self) -> None:
         self._process.wait()
 
 
 class Clone(Server):
-    """A fork of this process, made once: it is single-threaded, so that what it forks is clean."""
+    """A fork of this process, made once: it is single-threaded, so that what it forks is clean.
 
-    def __init__(self, job: Job) -> None:
+    To be ended though :meth:`begin` was cut short, by Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        ours, self._theirs = _socketpair()
+        self._pids: list[int] = []  # its number, when it is there
+        super().__init__(ours, 0)
+
+    def begin(self, job: Job) -> None:
         from ..wire.pickling import number_classes
         from .forkserver import import_worker
 
@@ -141,14 +182,17 @@ class Clone(Server):
         with warnings.catch_warnings():
             # Python 3.12 warns of forking with threads. This fork takes no lock but those that Python itself makes new.
             warnings.simplefilter("ignore", DeprecationWarning)
-            with ExitStack() as kept:
-                ours, theirs = _socketpair()
-                kept.enter_context(theirs)
-                kept.callback(lambda: descriptors.close(ours.detach()))
-                pid = _fork(lambda: _be_clone(theirs, job))
-                kept.pop_all()
-        theirs.close()
-        super().__init__(ours, pid)
+            with self._theirs:
+                _fork(self._pids, lambda: _be_clone(self._theirs, job))
+        self.pid = self._pids[0]
+
+    def end(self) -> None:
+        self._theirs.close()
+        if self._pids:
+            self.pid = self._pids[0]
+            super().end()
+        else:
+            descriptors.close(self.socket.detach())
 
     def reap(self) -> None:
         try:
@@ -163,22 +207,16 @@ def _socketpair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _fork(child: Callable[[], object]) -> int:
-    """The number of the child, which does nothing else. A handler of a signal, such as Ctrl-C, may raise in either."""
-    parent, pids = os.getpid(), list[int]()
+def _fork(pids: list[int], child: Callable[[], object]) -> None:
+    """Append the number of the child, which does nothing else: a handler of a signal may raise in either."""
+    parent = os.getpid()
     try:
         pids.extend(starmap(os.fork, ((),)))  # one step of the interpreter's: who is struck in it knows the number
         if not pids[0]:
             child()
-    except BaseException:
-        if pids and pids[0]:
-            os.kill(pids[0], signal.SIGKILL)
-            os.waitpid(pids[0], 0)
-        raise
     finally:
         if os.getpid() != parent:
             os._exit(70)  # never back into the user's program
-    return pids[0]
 
 
 def _be_clone(theirs: socket.socket, job: Job) -> None:
