@@ -344,3 +344,17 @@ def test_signals_are_names_in_the_log(method: str, caplog: pytest.LogCaptureFixt
     (line,) = [record.message for record in caplog.records if "has ended" in record.message]
     assert line.endswith("has ended: SIGKILL")
     assert signal.SIGKILL.name in line
+
+
+def test_the_supervisor_waits_for_no_lock_of_logging(method: Any) -> None:
+    lock: Any = getattr(logging, "_lock")  # noqa: B009
+    with MPMS(abs, processes=1, threads=1, start_method=method) as pool:
+        pool.put(-1)
+        assert next(pool.iter_results())[1] == 1
+        logging.getLogger("mpms").manager._clear_cache()  # type: ignore[attr-defined]  # whether a level is enabled
+        with lock:
+            [pid] = [handle.pid for handle in pool.worker_processes_pool.values()]
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: pool.stats().crashes)
+            pool.put(-2)
+            until(lambda: pool.stats().done == 2)

@@ -40,9 +40,8 @@ class Reporter:
         self.thread.start()
 
     def say(self, level: int, message: str, *args: object) -> None:
-        """As ``logger.log``, later and elsewhere."""
-        if _LOGGER.isEnabledFor(level):
-            self._add(partial(_LOGGER.log, level, message, *args))
+        """As ``logger.log``, later and elsewhere: even to ask whether it is enabled may take logging's own lock."""
+        self._add(partial(_LOGGER.log, level, message, *args))
 
     def forward(self, worker: str, task: TaskId | None, record: bytes) -> None:
         """A pickled record of a worker."""
