@@ -117,6 +117,10 @@ class PoolConfig(Record, kw_only=True):
             )
         _ = self.stop_after  # says what is wrong with stop_on
 
+    def retries_after(self, error: type[BaseException]) -> bool:
+        """Whether ``retry_on`` has the error. A function is asked about what tasks raise, and by their workers."""
+        return issubclass(error, self.retry_on) if isinstance(self.retry_on, tuple) else True
+
     @property
     def stop_after(self) -> tuple[int | None, float | None]:
         """``stop_on`` as a number of failed tasks, or as a percentage of the finished ones."""

@@ -458,7 +458,7 @@ class Courier:
                 continue
             make = telling.lost(machine)
             losses = self._losses[task] = self._losses.get(task, 0) + 1
-            if _covers(self._config, WorkerCrashed) and losses <= self._retries_of(task):
+            if self._config.retries_after(WorkerCrashed) and losses <= self._retries_of(task):
                 self.counts.retried += 1
                 self._delivery.put_attempt(task, make)
                 self._forget_sent(task)
@@ -646,8 +646,3 @@ class Courier:
     def _close_client(self) -> None:
         self.link.close()
         self._host.ended()
-
-
-def _covers(config: PoolConfig, error: type[BaseException]) -> bool:
-    """Whether ``retry_on`` has the error. A function is asked about what tasks raise, and by their workers."""
-    return issubclass(error, config.retry_on) if isinstance(config.retry_on, tuple) else True

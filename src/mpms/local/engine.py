@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Any
 from ..config import PoolConfig
 from ..core.messages import CancelRequested, Closed, Event, Resized, StopRequested, TasksSubmitted
 from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
-from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
-from ..ids import StartMethod, TaskId, TaskOptions, WorkerId
+from ..errors import PoolBroken
+from ..ids import TaskId, TaskOptions, WorkerId
 from ..locks import Condition, Lock
 from ..outcome import Broken
 from ..wire.messages import SMALL
 from . import exits
 from .answers import Answers
+from .launching import launch
 from .records import Record, record_of, shown, ticket_of
 from .wakeup import WakeUp
 
 if TYPE_CHECKING:
-    from ..core.limits import Limits
     from ..core.machine import PoolMachine
     from ..figures import Stats, WorkerInfo, WorkerStacks
     from ..wire.files import Payload
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .packing import Packing
     from .reports import Reporter
-    from .servers import Interpreter
     from .settling import Settling
     from .shipment import Shipment
     from .verdicts import Breakage
@@ -138,6 +137,7 @@ class LocalEngine:
         from ..core.machine import PoolMachine
         from .delivery import Delivery
         from .figures import Figures
+        from .options import limits
         from .packing import Packing
         from .reports import Reporter
         from .settling import Settling
@@ -147,7 +147,7 @@ class LocalEngine:
                 return
             name = self._config.name
             make = self._kind or Delivery
-            self._figures = Figures(machine := PoolMachine(_limits(self._config)), self._links)
+            self._figures = Figures(machine := PoolMachine(limits(self._config)), self._links)
             self._reporter = Reporter(name)
             self._packing = Packing(self._function)
             self._delivery = make(self._sink, self._records, self._delivered, f"mpms-{name}-collector")
@@ -158,7 +158,7 @@ class LocalEngine:
     def start(self) -> None:
         if self._given_up:
             raise RuntimeError("the start of the pool has failed or was interrupted; make a new one")
-        launcher = self._launch()
+        launcher = launch(self._function, self._config, self._shipment)
         try:
             self._start(launcher)
         except BaseException:  # Ctrl-C; or there is no descriptor or thread left
@@ -169,7 +169,7 @@ class LocalEngine:
         self._furnish()
         from ..wire.frames import keep_memory
         from .loop import Loop
-        from .memory_watch import MemoryLimits
+        from .options import memory_limits
 
         self._wakeup = WakeUp()
         self._loop = Loop(
@@ -182,11 +182,7 @@ class LocalEngine:
             self._settling,
             time.monotonic,
             name=self._config.name,
-            memory=MemoryLimits(
-                soft=self._config.max_memory_per_process,
-                hard=self._config.max_memory_hard,
-                least_free=self._config.min_free_memory,
-            ),
+            memory=memory_limits(self._config),
             forward_logs=self._config.forward_logs,
         )
         self._started = time.monotonic()
@@ -220,34 +216,6 @@ class LocalEngine:
 
     def _new_supervisor(self) -> threading.Thread:
         return threading.Thread(target=self._supervise, name=f"mpms-{self._config.name}-supervisor", daemon=True)
-
-    def _launch(self) -> Launcher:
-        """A fork server that comes up."""
-        asked = self._config.start_method
-        method: StartMethod = asked or ("spawn" if sys.platform == "darwin" else "forkserver")
-        early = self._interpreter(method)
-        try:
-            if early is not None:
-                early.begin()
-            from .launcher import Launcher
-            from .shipment import ship
-
-            launcher = Launcher(self._shipment or ship(self._function, self._config, method), early)
-        except BaseException:
-            if early is not None:
-                early.end()
-            raise
-        launcher.open()
-        return launcher
-
-    def _interpreter(self, method: StartMethod) -> Interpreter | None:
-        """One for the fork server: it comes up while the rest is imported, and the job pickled. Measured: by the first
-        of these the first result comes 4 % earlier, and 9 ms by the second for a function of a script."""
-        if self._shipment is not None or method == "fork":
-            return None
-        from .servers import Interpreter
-
-        return Interpreter(method)
 
     # The callers' side
 
@@ -615,34 +583,3 @@ class LocalEngine:
         self._answered = threading.Event()
         self._answered.set()
         self._wakeup = None
-
-
-def _limits(config: PoolConfig) -> Limits:
-    from ..core.limits import Limits
-
-    return Limits(
-        processes=config.processes,
-        threads=config.threads,
-        task_timeout=config.task_timeout,
-        retries=config.retries,
-        retry_backoff=config.retry_backoff,
-        lifecycle=config.lifecycle,
-        lifecycle_duration=config.lifecycle_duration,
-        lifecycle_duration_hard=config.lifecycle_duration_hard,
-        watch_memory=config.max_memory_per_process is not None or config.max_memory_hard is not None,
-        watch_free_memory=config.min_free_memory is not None,
-        max_rate=config.max_rate,
-        retry_crashes=_covers(config, WorkerCrashed),
-        retry_timeouts=_covers(config, TaskTimeout),
-        timeout_raises=config.timeout_raises,
-        stop_on=config.stop_after[0],
-        stop_on_percent=config.stop_after[1],
-        grace=config.grace,
-        start_timeout=config.start_timeout,
-        max_start_failures=config.max_start_failures,
-    )
-
-
-def _covers(config: PoolConfig, error: type[BaseException]) -> bool:
-    """Whether ``retry_on`` has the error. A function is asked about what tasks raise, and by their workers."""
-    return issubclass(error, config.retry_on) if isinstance(config.retry_on, tuple) else True
