@@ -1,13 +1,14 @@
 """Imports go one way, the core is pure, and ``import mpms`` is light.
 
 faces → engine protocol, config, ground · dask → local, wire, ground · local → core, wire, ground · worker → wire,
-ground · core → ground · wire → ground. Ground is `ids`, `outcome`, `errors`, `record`, `figures`, `locks`;
-but the core, which has no threads, takes no locks.
+ground · core → ground · wire → ground. Ground is `ids`, `outcome`, `errors`, `record`, `figures`, `locks`,
+`typed`; but the core, which has no threads, takes no locks.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
 
-GROUND = {"ids", "outcome", "errors", "record", "figures", "locks"}
+GROUND = {"ids", "outcome", "errors", "record", "figures", "locks", "typed"}
 
 # room → the rooms whose modules it may import, beside its own. A room is a package or module right below mpms.
 ALLOWED: dict[str, set[str]] = {
@@ -31,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "local": {"core", "wire", "engine", "config", *GROUND},
     "dask": {"local", "wire", "engine", "config", *GROUND},  # on each machine it has a local pool
     "faces": {"engine", "config", *GROUND},
-    "joblib": {"faces"},  # a backend there, made of a face
+    "joblib": {"faces", "typed"},  # a backend there, made of a face
     # The names that users see, and the command: both only hand on.
     "__init__": {"faces", "testing", "engine", "config", *GROUND},
     "__main__": {"faces"},
@@ -60,6 +61,44 @@ def test_importing_mpms_is_light() -> None:
     program = f"import sys; before = set(sys.modules); import mpms; print(*({HEAVY!r} & (set(sys.modules) - before)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
+
+
+def test_neither_process_loads_typing_for_a_start() -> None:
+    program = """
+from mpms import MPMS
+looks = "'typing' in __import__('sys').modules"
+with MPMS(eval, processes=1, threads=1) as pool:
+    pool.put(looks)
+    pool.close()
+    print([result for _, result in pool.iter_results()], eval(looks))
+"""
+    # Without what the environment loads on its own, as that of an editable install may.
+    command, env = [sys.executable, "-S", "-c", program], {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[False] False\n"
+
+
+def test_names_of_typing_stand_where_types_may() -> None:
+    program = """
+import mpms.typed
+from mpms import MPMS
+from mpms.typed import *
+T = TypeVar("T", bound=int)
+class Named(Protocol[T]):
+    __slots__ = ("name",)
+class Box(Named[T], Generic[T]):
+    __slots__ = ()
+assert not hasattr(Box(), "__dict__")
+assert [repr(x) for x in (Any, Literal["a", 1], int | Any | None, T, tuple[Any, T])]  # none raises
+assert Box[int].__origin__ is Box
+assert MPMS[int].__origin__ is MPMS
+assert cast(int, "x") == "x"
+assert NewType("Id", int)("5") == 5
+assert overload(len) is len
+missing = [name for name in mpms.typed.__all__ if not hasattr(mpms.typed, name)]
+assert not missing, missing
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from .errors import TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from .ids import START_METHODS, StartMethod
 from .record import Record
+from .typed import Any
 
 __all__ = ["Hook", "PoolConfig", "check_integer", "check_seconds", "default_processes", "hook", "parse_size"]
 

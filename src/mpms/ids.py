@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NewType
-
 from .record import Record
+from .typed import Literal, NewType
 
 __all__ = ["START_METHODS", "Seq", "StartMethod", "TaskId", "TaskOptions", "WorkerId"]
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+
+from .typed import TYPE_CHECKING, Any
 
 try:
     from joblib import cpu_count

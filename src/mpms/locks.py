@@ -18,7 +18,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+
+from .typed import TYPE_CHECKING, Any
 
 __all__ = ["Condition", "Lock", "taken"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 from .errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
 from .record import Record
+from .typed import Any, TypeAlias
 
 __all__ = ["Broken", "Cancelled", "Crashed", "Outcome", "Raised", "Returned", "TimedOut"]
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from .config import Hook, PoolConfig
 from .engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go, log_error
@@ -20,6 +20,7 @@ from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
 from .locks import Condition
 from .outcome import Broken, Cancelled, Outcome, Raised, Returned
+from .typed import TYPE_CHECKING, Any
 from .wire.chunks import Each
 from .wire.failures import dump_error, load_error, unsendable
 from .wire.pickling import dump, load

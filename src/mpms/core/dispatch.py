@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import inf
 from operator import add
-from typing import TypeAlias
 
 from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
+from ..typed import TypeAlias
 from . import policy
 from .fleet import Fleet, Serving, Worker
 from .limits import Limits

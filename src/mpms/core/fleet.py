@@ -7,10 +7,9 @@ Starting ──ready──▶ Serving ──due, dying, timeout, close──▶ 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
+from ..typed import TypeAlias
 from . import policy
 from .messages import KillReason
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import TypeAlias
 
 from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
+from ..typed import TypeAlias
 from . import policy
 from .dispatch import Dispatcher
 from .fates import Fates

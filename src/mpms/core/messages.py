@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
 
 from ..ids import Seq, TaskId, TaskOptions, WorkerId
 from ..record import Record
+from ..typed import Literal, TypeAlias
 
 __all__ = [
     "AbandonedTask",

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .capability import Capability

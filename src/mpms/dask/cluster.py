@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from distributed import Client, LocalCluster
 
 from ..config import PoolConfig, check_integer, check_seconds
 from ..engine import Sink
+from ..typed import Any
 from .engine import ClusterEngine
 
 __all__ = ["DaskEngine"]

@@ -18,7 +18,6 @@ import traceback
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, cast
 
 from distributed import Client, Future, KilledWorker
 
@@ -29,6 +28,7 @@ from ..local.delivery import Delivery
 from ..local.records import Record, shown, ticket_of
 from ..local.verdicts import Maker
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
+from ..typed import Any, Protocol, TypeAlias, cast
 from ..wire.failures import load_error
 from ..wire.messages import RAISED, RETURNED
 from . import guard, telling

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from distributed import Client
 
@@ -27,6 +26,7 @@ from ..local.functions import Functions, Shipped
 from ..local.records import Record, record_of, shown
 from ..local.shipment import job_of
 from ..locks import Condition
+from ..typed import TYPE_CHECKING, Any
 from ..wire.pickling import dump, dump_function
 from .capability import refuse_what_is_missing
 from .courier import Cancel, Close, Courier, Order, Stop

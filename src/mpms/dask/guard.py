@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
+
+from ..typed import Any
 
 __all__ = ["Guard", "claim_op", "halt", "post_op", "withdraw"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from distributed import Client, Future
 
+from ..typed import Any
 from . import guard
 from .machine import Machine, carry
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 
@@ -28,6 +27,7 @@ from ..local.functions import Shipped
 from ..local.records import ticket_of
 from ..local.shipment import Shipment
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
+from ..typed import Any
 from ..wire.failures import dump_error
 from ..wire.messages import RETURNED, Job
 from .guard import claim_op, post_op

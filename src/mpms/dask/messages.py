@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from ..ids import TaskId, TaskOptions
 from ..outcome import Outcome
+from ..typed import Any, TypeAlias
 
 __all__ = ["ARGUMENTS", "Answer", "Figures", "Given", "GivenBack", "Parcel", "Sealed", "answer_from", "parcel_from"]
 

@@ -16,11 +16,11 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..engine import Delivered
 from ..locks import Lock
 from ..outcome import Outcome, Returned
+from ..typed import Any, Generic, Protocol, TypeVar, cast
 from .calls import Calls
 from .meta import Meta
 from .sinks import IteratorSink

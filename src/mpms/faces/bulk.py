@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, repeat
 from time import monotonic
-from typing import Any, TypeAlias, cast
 
 from ..config import PoolConfig
 from ..engine import Engine, Refused
@@ -25,6 +24,7 @@ from ..ids import TaskId, TaskOptions
 from ..locks import Condition, taken
 from ..outcome import Crashed, Outcome, Returned, TimedOut
 from ..record import Record
+from ..typed import Any, TypeAlias, cast
 from ..wire.chunks import Chunk, pack
 from .pace import CHUNK_BYTES, Pace, Paces, is_at_hand
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from ..config import PoolConfig
 from ..engine import Engine
+from ..typed import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:  # type checkers know this module, installed or not
     from typing_extensions import Self

@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic
 
 from ..config import PoolConfig, check_integer, check_seconds, default_processes, hook, parse_size
 from ..engine import Engine, WorkerHandle
 from ..errors import TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from ..ids import StartMethod, TaskOptions
 from ..locks import Lock
+from ..typed import TYPE_CHECKING, Any, Generic
 from .engines import EngineOption, resolve
 from .meta import Meta
 from .outlet import Outlet
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # type checkers know this module, installed or not
     P = ParamSpec("P", default=...)
     R = TypeVar("R", default=Any)
 else:
-    from typing import ParamSpec, TypeVar
+    from ..typed import ParamSpec, TypeVar
 
     P = ParamSpec("P")
     R = TypeVar("R")

@@ -24,10 +24,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import WorkerCrashed
 from ..ids import StartMethod
+from ..typed import Any
 from .classic import MPMS
 from .terminal import AboveLine, ProgressLine, table
 

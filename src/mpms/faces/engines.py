@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 from ..engine import Engine
+from ..typed import TypeAlias
 
 __all__ = ["EngineOption", "resolve"]
 

@@ -10,12 +10,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Any, Literal, ParamSpec, TypeVar
 
 from ..config import PoolConfig, check_integer, default_processes, hook, parse_size
 from ..engine import Refused
 from ..errors import PoolBroken, TaskTimeout, WorkerCrashed, WorkerGracefulDie
 from ..ids import START_METHODS, StartMethod
+from ..typed import Any, Literal, ParamSpec, TypeVar
 from .bulk import Bulk
 from .calls import Calls
 from .engines import EngineOption, resolve

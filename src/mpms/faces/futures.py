@@ -7,12 +7,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..engine import Engine, Unopened
 from ..ids import TaskId
 from ..locks import Condition, Lock
 from ..outcome import Cancelled, Outcome, Returned
+from ..typed import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 __all__ = ["Future"]
 

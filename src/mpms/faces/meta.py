@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 from ..ids import TaskId
+from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .outlet import Outlet

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from ..config import check_seconds
 from ..engine import Delivered, Engine
 from ..errors import PoolBroken
 from ..ids import TaskId
 from ..outcome import Returned
+from ..typed import Any, Generic, Literal, TypeVar, cast, overload
 from .meta import Meta
 from .sinks import CollectorSink, IteratorSink
 

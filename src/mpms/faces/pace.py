@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+
+from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing import TypeGuard

@@ -6,11 +6,11 @@ import logging
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from ..engine import Delivered, log_error
 from ..locks import Condition
 from ..outcome import Returned
+from ..typed import Any
 from .meta import Meta
 
 __all__ = ["CollectorSink", "IteratorSink"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 from ..config import check_integer
+from ..typed import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, overload
 from .calls import Calls
 
 if TYPE_CHECKING:

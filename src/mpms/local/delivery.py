@@ -9,12 +9,12 @@ import queue
 import reprlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
 
 from ..engine import Delivered, Sink, Ticket, Unopened, log_error
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
+from ..typed import TypeAlias
 from ..wire.failures import load_error, said
 from ..wire.messages import RETURNED, SMALL
 from ..wire.pickling import load

@@ -17,7 +17,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from ..config import PoolConfig
 from ..core.messages import CancelRequested, Closed, Event, Resized, StopRequested, TasksSubmitted
@@ -26,6 +25,7 @@ from ..errors import PoolBroken
 from ..ids import TaskId, TaskOptions, WorkerId
 from ..locks import Condition, Lock
 from ..outcome import Broken
+from ..typed import TYPE_CHECKING, Any
 from ..wire.messages import SMALL
 from . import exits
 from .answers import Answers

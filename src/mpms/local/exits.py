@@ -6,7 +6,8 @@ import atexit
 import os
 import time
 import weakref
-from typing import Protocol
+
+from ..typed import Protocol
 
 __all__ = ["SECONDS", "Engine", "watch"]
 

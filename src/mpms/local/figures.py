@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..core.machine import PoolMachine
 from ..engine import WorkerHandle
 from ..ids import Seq, WorkerId
+from ..typed import TYPE_CHECKING
 from .link import Link
 from .memory import is_zombie
 

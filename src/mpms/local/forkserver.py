@@ -22,8 +22,8 @@ import socket
 import sys
 import traceback
 from collections import deque
-from typing import NoReturn
 
+from ..typed import NoReturn
 from ..wire.failures import dump_error
 from ..wire.frames import Decoder, encode
 from ..wire.messages import (

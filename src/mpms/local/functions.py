@@ -7,9 +7,9 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 from ..locks import Lock
+from ..typed import Any
 from ..wire.chunks import Each
 from ..wire.pickling import dump_function
 

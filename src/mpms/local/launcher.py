@@ -11,10 +11,10 @@ import pickle
 import socket
 import sys
 from collections import deque
-from typing import TypeAlias
 
 from ..ids import WorkerId
 from ..record import Record
+from ..typed import TypeAlias
 from ..wire.frames import Decoder, encode
 from ..wire.messages import ASK, BEAR, BORN, DUMP, EXIT, GONE, KILL, LOAD_FAILED, LOADED, Birth, Setup
 from . import descriptors

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from ..config import PoolConfig
 from ..ids import StartMethod
+from ..typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .launcher import Launcher

@@ -10,10 +10,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import islice
-from typing import Any, TypeAlias
 
 from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
+from ..typed import Any, TypeAlias
 from ..wire.board import Board, Slot, board_size
 from ..wire.files import MemoryFile, Receiver, send_file
 from ..wire.frames import HEADER, Message, encode

@@ -13,7 +13,6 @@ import selectors
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 from ..core.machine import PoolMachine
 from ..core.messages import (
@@ -49,6 +48,7 @@ from ..core.messages import (
     WorkerUnborn,
 )
 from ..ids import Seq, TaskId, WorkerId
+from ..typed import Any, Protocol
 from ..wire import messages as wire
 from ..wire.failures import dump_error
 from ..wire.frames import Message

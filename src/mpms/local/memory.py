@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+
+from ..typed import Any, Literal
 
 __all__ = ["OomWatch", "anonymous_file", "free_memory", "is_alive", "is_zombie", "resident_memory"]
 

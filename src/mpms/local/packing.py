@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
+from ..typed import Any
 from ..wire.pickling import dump_call
 from ..wire.shelf import Shelf
 from .functions import Functions, Shipped

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import time
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..engine import Ticket
 from ..ids import TaskId
+from ..typed import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from ..wire.files import Payload

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..core.messages import AbandonedTask, LostCause, Verdict, Withdrawn
 from ..engine import Unopened
 from ..ids import TaskId
+from ..typed import Any
 from ..wire.messages import RETURNED, SMALL
 from .answers import Answers
 from .delivery import Delivery, Results

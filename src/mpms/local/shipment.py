@@ -6,11 +6,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 from ..config import Hook, PoolConfig
 from ..ids import StartMethod
 from ..record import Record
+from ..typed import Any
 from ..wire.messages import Call, Job
 from ..wire.pickling import dump_for_child
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
 
 from ..core.messages import AbandonedTask, Crash, LostCause, Timeout, Verdict, Withdrawn
 from ..errors import PoolBroken, TaskCancelled
 from ..ids import Seq, WorkerId
 from ..outcome import Broken, Cancelled, Crashed, Outcome, TimedOut
+from ..typed import TypeAlias
 from ..wire.failures import load_error
 from . import evidence
 from .evidence import Death, Who

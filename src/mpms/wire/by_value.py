@@ -13,11 +13,11 @@ import weakref
 from collections import ChainMap
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import cloudpickle as _by_value
 
+from ..typed import Any, ClassVar
 from . import pickling
 from .failures import is_of_tblib
 

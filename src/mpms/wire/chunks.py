@@ -14,10 +14,10 @@ from itertools import chain, starmap
 from operator import length_hint
 from time import monotonic
 from types import NoneType
-from typing import Any, TypeAlias
 
 from ..errors import RemoteWorkerError
 from ..record import Record
+from ..typed import Any, TypeAlias
 from .failures import dump_error, load_error, said, unsendable
 from .pickling import dump, load
 

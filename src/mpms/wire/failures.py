@@ -5,9 +5,9 @@ from __future__ import annotations
 import copyreg
 import pickle
 import traceback
-from typing import Any, TypeAlias
 
 from ..errors import RemoteTraceback, RemoteWorkerError
+from ..typed import Any, TypeAlias
 from .pickling import dump, dump_by_value, load
 
 __all__ = ["dump_error", "is_of_tblib", "load_error", "said", "unsendable"]

@@ -23,9 +23,9 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeAlias, cast
 
 from ..record import Record
+from ..typed import Any, NoReturn, TypeAlias, cast
 from .frames import HEADER, Decoder, Message
 from .lifting import lift
 

@@ -7,7 +7,8 @@ ended is no error: what was not sent whole was not sent.
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias, cast
+
+from ..typed import TypeAlias, cast
 
 __all__ = ["HEADER", "Decoder", "Message", "encode", "keep_memory"]
 

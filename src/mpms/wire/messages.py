@@ -14,9 +14,9 @@ import pickle
 import signal
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
 
 from ..record import Record
+from ..typed import Any, TypeAlias
 
 __all__ = [
     "ASK",

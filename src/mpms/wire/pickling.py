@@ -10,7 +10,8 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, TypeAlias, TypeVar, overload
+
+from ..typed import Any, TypeAlias, TypeVar, overload
 
 __all__ = [
     "dump",

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+
+from ..typed import NoReturn
 
 __all__ = [
     "INTERNAL",

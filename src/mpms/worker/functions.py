@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ..locks import Lock
+from ..typed import Any
 from ..wire.pickling import load
 
 __all__ = ["Function", "Functions"]

@@ -19,8 +19,8 @@ import sys
 import threading
 import traceback
 from types import FrameType
-from typing import Any, NoReturn
 
+from ..typed import Any, NoReturn
 from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error

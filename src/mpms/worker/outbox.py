@@ -8,8 +8,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import cast
 
+from ..typed import cast
 from ..wire.files import MemoryFile, Payload, send_file
 from ..wire.frames import HEADER, encode
 from ..wire.messages import LOGS_DROPPED, RESULTS, SMALL, Result, pack_results

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
+from ..typed import Any
 from ..wire import chunks
 from ..wire.board import Board
 from ..wire.chunks import Place

@@ -20,8 +20,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, TypeAlias
 
+from ..typed import Any, TypeAlias
 from ..wire import chunks
 from ..wire.board import Board
 from ..wire.chunks import here
