@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 __all__ = ["burn", "nap", "same"]
 
 
-def same(value: Any) -> Any:
+def same(value: object) -> object:
     """Nothing: its argument is its result."""
     return value
 
