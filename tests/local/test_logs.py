@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -302,6 +303,36 @@ def test_a_pool_that_is_stopped_while_a_handler_hangs_is_stopped(method: str, ap
     app.may_go_on.set()
     pool.join()
     assert app.messages() == ["1"]
+
+
+@pytest.mark.parametrize("end", ["join", "graceful_shutdown"])
+def test_a_pool_ends_though_a_handler_never_does(
+    end: str, app: Records, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mpms.local.reports._PATIENCE", 0.3)
+    app.may_go_on.clear()
+    pool = MPMS(log_then_do, processes=1, threads=1, forward_logs=True, name="hangs")
+    for word in range(3):
+        pool.put(word, "")
+    pool.close()
+    assert results(pool) == {word: word for word in range(3)}
+    if end == "join":
+        pool.join()
+    else:
+        assert pool.graceful_shutdown(30.0) is True
+    assert app.messages() == []
+    app.may_go_on.set()
+    until(lambda: app.messages() == ["0", "1", "2"])  # it is lost only if the program ends before
+    assert capfd.readouterr().err == "mpms hangs: a handler of logging hangs: what it was to log is lost\n"
+
+
+def test_the_end_of_a_pool_waits_for_a_handler_that_is_slow(app: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpms.local.reports._PATIENCE", 0.5)
+    monkeypatch.setattr(app, "emit", lambda record: (time.sleep(0.05), app.records.append(record)))
+    with MPMS(log_then_do, lambda *_: None, processes=1, threads=1, forward_logs=True) as pool:
+        for word in range(30):
+            pool.put(word, "")
+    assert app.messages() == [str(word) for word in range(30)]
 
 
 # Prints

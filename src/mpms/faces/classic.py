@@ -337,8 +337,9 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
     def join(self, close: bool = True) -> None:
         """Wait until every task has its outcome, the collector has seen it, and every process has ended.
 
-        However long that takes. Closes the pool first, unless ``close`` is false: then another thread has to. Raises
-        ``PoolBroken`` when no worker could be started, and ``RuntimeError`` in a collector: it would wait for itself.
+        However long that takes; but for a handler of logging only as long as it takes a record within ten seconds.
+        Closes the pool first, unless ``close`` is false: then another thread has to. Raises ``PoolBroken`` when no
+        worker could be started, and ``RuntimeError`` in a collector: it would wait for itself.
         """
         if close:
             self.close()

@@ -351,12 +351,13 @@ class LocalEngine:
     def wait_stopped(self, timeout: float | None = None) -> bool:
         if threading.current_thread() is self._delivery.thread:
             raise RuntimeError("a collector can't wait for its own pool to end")
-        until = None if timeout is None else time.monotonic() + timeout
-        threads = (self._supervisor, self._delivery.thread, self._reporter.thread)
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        threads = (self._supervisor, self._delivery.thread)
         with let_go(self._changed):
             for thread in threads:
-                left = None if until is None else max(0.0, min(until - time.monotonic(), threading.TIMEOUT_MAX))
+                left = None if until == math.inf else max(0.0, min(until - time.monotonic(), threading.TIMEOUT_MAX))
                 thread.join(left)
+            self._reporter.wait(until)
         return not any(thread.is_alive() for thread in threads)
 
     def resize(self, processes: int) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +24,9 @@ _LOGGER = logging.getLogger("mpms")
 _MOST = 10_000
 """How many records wait for slow handlers at the most; of a flood the oldest are dropped, and counted."""
 
+_PATIENCE = 10.0
+"""So many seconds the end of a pool waits for a handler to take one record, as one that sends mail may need them."""
+
 
 class Reporter:
     def __init__(self, name: str) -> None:
@@ -29,6 +34,7 @@ class Reporter:
         self._waiting: deque[Callable[[], None]] = deque()
         self._dropped = 0
         self._ending = False
+        self._handled = 0
         self._more = threading.Condition(threading.Lock())  # its lock guards the three above
         self.thread = self._new_thread()
 
@@ -53,6 +59,16 @@ class Reporter:
             self._ending = True
             self._more.notify()
 
+    def wait(self, until: float) -> None:
+        """Until all is logged, but no longer than for one record that hangs. ``until`` is of the monotonic clock."""
+        while self.thread.is_alive() and (left := until - time.monotonic()) > 0:
+            handled = self._handled
+            self.thread.join(min(left, _PATIENCE))
+            if left > _PATIENCE and self.thread.is_alive() and self._handled == handled:
+                # Not by logging, which may be what hangs.
+                print(f"mpms {self._name}: a handler of logging hangs: what it was to log is lost", file=sys.stderr)
+                return
+
     def _add(self, handle: Callable[[], None]) -> None:
         with self._more:
             if len(self._waiting) >= _MOST:
@@ -75,6 +91,7 @@ class Reporter:
                 handle()
             except BaseException:  # handlers and classes of the user's; SystemExit in one is no reason to lose the rest
                 log_error("mpms %s: a log record was lost", self._name)
+            self._handled += 1
 
 
 def _handle(worker: str, task: TaskId | None, record: bytes) -> None:
