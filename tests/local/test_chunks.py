@@ -142,8 +142,10 @@ def test_a_worker_that_is_killed_at_any_moment_had_started_no_more_than_it_says(
             threading.Event().wait(chance.uniform(0, 0.02))  # any moment will do
             kill(guest.pid)
             outcome = slip.outcome()
-        started = [int(word) for word in noted(log)]
-        assert started == list(range(len(started)))
+        started = noted(log)
+        *others, last = map(str, range(len(started)))
+        assert started[:-1] == others
+        assert last.startswith(started[-1])  # a kill cuts a write short where that goes over the end of a page
         if isinstance(outcome, Crashed):
             crashes += 1
             assert outcome.items is None or len(started) <= outcome.items
