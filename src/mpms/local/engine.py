@@ -458,7 +458,7 @@ class LocalEngine:
         if self._wakeup is not None:
             self._wakeup.ring()
 
-    # The supervisor's side: see loop.Host
+    # The supervisor's side: see hosts.Host
 
     def has_orders(self, *, tasks: bool) -> bool:
         return bool((tasks and self._inbox) or self._orders or self._cancels)

@@ -40,7 +40,6 @@ from ..core.messages import (
     StartWorker,
     Stopped,
     TasksReturned,
-    Verdict,
     WorkerDue,
     WorkerDying,
     WorkerExited,
@@ -48,19 +47,22 @@ from ..core.messages import (
     WorkerUnborn,
 )
 from ..ids import Seq, TaskId, WorkerId
-from ..typed import Any, Protocol
+from ..typed import TYPE_CHECKING, Any
 from ..wire import messages as wire
 from ..wire.failures import dump_error
 from ..wire.frames import Message
 from . import evidence
 from .launcher import Born, Gone, Launcher, LoadFailed, ServerLost
-from .link import Link, Offer, Parcel
+from .link import Link, Offer
 from .memory import OomWatch, is_alive
 from .memory_watch import MemoryLimits, MemoryWatch
-from .verdicts import Breakage, Maker, StartFailure, Verdicts
+from .verdicts import StartFailure, Verdicts
 from .wakeup import WakeUp
 
-__all__ = ["Host", "Loop", "Outcomes"]
+if TYPE_CHECKING:
+    from .hosts import Host, Outcomes
+
+__all__ = ["Loop"]
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -84,66 +86,6 @@ _LEFT_MOST = 20_000
 
 _LONGEST = 86_400.0
 """Seconds that one wait takes at the most: the system counts them in an int of milliseconds, which ends at 24 days."""
-
-
-class Host(Protocol):
-    """Who the loop works for. All is called from the loop's thread, and returns at once."""
-
-    def take_orders(self) -> list[Event]:
-        """What callers have asked for since the last time, in their order."""
-        ...
-
-    def has_orders(self, *, tasks: bool) -> bool:
-        """Whether there are some; ``tasks``: new tasks are some, too."""
-        ...
-
-    def offer(self, offers: list[Offer]) -> None:
-        """While this thread sleeps, who submits a task may take one of them, from the end, and wakes it then."""
-        ...
-
-    def withdraw(self) -> None:
-        """Nobody takes one any more; who was about to, finds it closed."""
-        ...
-
-    def parcel(self, task: TaskId) -> Parcel: ...
-
-    def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None: ...
-
-    def note_broken(self, breakage: Breakage) -> None: ...
-
-    def say(self, level: int, message: str, *args: object) -> None:
-        """Log it, elsewhere: handlers are code of the user's."""
-        ...
-
-    def decided(self) -> None:
-        """It is known what this pass does: there may be room for more tasks."""
-        ...
-
-    def passed(self) -> None:
-        """A pass is over."""
-        ...
-
-
-class Outcomes(Protocol):
-    """Where outcomes go. Called as a :class:`Host` is."""
-
-    def settled(self, results: list[tuple[TaskId, tuple[int, bytes]]], raised: int) -> None:
-        """Results as they came: the kind and the payload. ``raised`` of them are errors."""
-        ...
-
-    def failed(self, task: TaskId, verdict: Verdict, make: Maker) -> None: ...
-
-    def kept(self, tasks: Sequence[TaskId]) -> None:
-        """They were to be cancelled, and it is too late for that."""
-        ...
-
-    def retried(self, task: TaskId, make: Maker) -> None:
-        """An attempt has failed; what ``make`` makes is why."""
-        ...
-
-    def retried_after(self, task: TaskId, kind: int, payload: bytes) -> None:
-        """An attempt has failed; its result is why."""
-        ...
 
 
 class Loop:

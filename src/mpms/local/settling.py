@@ -25,7 +25,7 @@ _UNDELIVERED_BYTES = 1 << 28
 
 
 class Settling:
-    """See :class:`mpms.local.loop.Outcomes`, which the supervising thread calls; figures are read by any thread.
+    """See :class:`mpms.local.hosts.Outcomes`, which the supervising thread calls; figures are read by any thread.
 
     ``bound``: so many tasks may be pending; ``None``: whoever takes the outcomes takes them at once.
     """

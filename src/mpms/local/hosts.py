@@ -1,0 +1,73 @@
+"""Who the supervisor's loop works for. All is called on its thread, and returns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.messages import Event, Verdict
+from ..ids import TaskId
+from ..typed import Protocol
+from .link import Offer, Parcel
+from .verdicts import Breakage, Maker
+
+__all__ = ["Host", "Outcomes"]
+
+
+class Host(Protocol):
+    """Has the tasks, and takes what isn't an outcome."""
+
+    def take_orders(self) -> list[Event]:
+        """What callers have asked for since the last time, in their order."""
+        ...
+
+    def has_orders(self, *, tasks: bool) -> bool:
+        """Whether there are some; ``tasks``: new tasks are some, too."""
+        ...
+
+    def offer(self, offers: list[Offer]) -> None:
+        """While this thread sleeps, who submits a task may take one of them, from the end, and wakes it then."""
+        ...
+
+    def withdraw(self) -> None:
+        """Nobody takes one any more; who was about to, finds it closed."""
+        ...
+
+    def parcel(self, task: TaskId) -> Parcel: ...
+
+    def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None: ...
+
+    def note_broken(self, breakage: Breakage) -> None: ...
+
+    def say(self, level: int, message: str, *args: object) -> None:
+        """Log it, elsewhere: handlers are code of the user's."""
+        ...
+
+    def decided(self) -> None:
+        """It is known what this pass does: there may be room for more tasks."""
+        ...
+
+    def passed(self) -> None:
+        """A pass is over."""
+        ...
+
+
+class Outcomes(Protocol):
+    """Where outcomes go."""
+
+    def settled(self, results: list[tuple[TaskId, tuple[int, bytes]]], raised: int) -> None:
+        """Results as they came: the kind and the payload. ``raised`` of them are errors."""
+        ...
+
+    def failed(self, task: TaskId, verdict: Verdict, make: Maker) -> None: ...
+
+    def kept(self, tasks: Sequence[TaskId]) -> None:
+        """They were to be cancelled, and it is too late for that."""
+        ...
+
+    def retried(self, task: TaskId, make: Maker) -> None:
+        """An attempt has failed; what ``make`` makes is why."""
+        ...
+
+    def retried_after(self, task: TaskId, kind: int, payload: bytes) -> None:
+        """An attempt has failed; its result is why."""
+        ...
