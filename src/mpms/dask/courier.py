@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from distributed import Client, Future, KilledWorker
 
@@ -28,16 +28,17 @@ from ..local.delivery import Delivery
 from ..local.records import Record, shown, ticket_of
 from ..local.verdicts import Maker
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
-from ..typed import Any, Protocol, TypeAlias, cast
+from ..typed import Any, cast
 from ..wire.failures import load_error
 from ..wire.messages import RAISED, RETURNED
 from . import guard, telling
+from .hosts import Cancel, Close, Counts, Host, Order, Stop
 from .link import ASK_SECONDS, Link
 from .machine import Machine, cancel_at, stop_at
-from .messages import Answer, Figures, GivenBack, Parcel, Sealed, answer_from
+from .messages import Answer, GivenBack, Parcel, Sealed, answer_from
 from .pace import Pace
 
-__all__ = ["Cancel", "Close", "Counts", "Courier", "Order", "Stop"]
+__all__ = ["Courier"]
 
 _LOGGER = logging.getLogger("mpms")
 
@@ -55,61 +56,6 @@ _FRESH_SECONDS = 0.1
 _HALT_SECONDS = 0.15  # that the scheduler has to say what was claimed
 _KILL_SECONDS = 0.2  # that machines then have to kill what runs, and to say so
 _BACKOFF_MOST = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """``None``: all."""
-
-    task: TaskId | None
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    deadline: float
-
-
-Order: TypeAlias = Cancel | Close | Stop
-
-
-class Host(Protocol):
-    """What the courier needs of the engine, all of it callable on the event loop."""
-
-    inbox: deque[TaskId | Order]
-    options: dict[TaskId, TaskOptions]
-
-    def awake(self) -> None:
-        """The inbox is about to be emptied."""
-
-    def refuse(self) -> None:
-        """Accept no more."""
-
-    def notify(self) -> None:
-        """Something that may be waited for has changed."""
-
-    def answered(self, task: TaskId, *, cancelled: bool) -> None:
-        """Whether the task was cancelled, for who asked."""
-
-    def ended(self) -> None:
-        """All is handed to the delivery thread, and the cluster is left."""
-
-
-@dataclass(eq=False)
-class Counts:
-    """Figures; only the event loop writes them."""
-
-    done: int = 0
-    failed: int = 0
-    retried: int = 0
-    lost_machines: int = 0
-    out_since: dict[TaskId, float] = field(default_factory=dict)  # what is with Dask, oldest first
-    machines: dict[str, int] = field(default_factory=dict)  # address → threads of Dask
-    figures: dict[str, Figures] = field(default_factory=dict)  # of each machine, as it said last
 
 
 @dataclass(eq=False)

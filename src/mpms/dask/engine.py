@@ -29,7 +29,8 @@ from ..locks import Condition
 from ..typed import TYPE_CHECKING, Any
 from ..wire.pickling import dump, dump_function
 from .capability import refuse_what_is_missing
-from .courier import Cancel, Close, Courier, Order, Stop
+from .courier import Courier
+from .hosts import Cancel, Close, Order, Stop
 from .machine import Machine, stacks_of, workers_of
 from .telling import at
 
