@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -324,6 +326,23 @@ def test_a_pool_ends_though_a_handler_never_does(
     app.may_go_on.set()
     until(lambda: app.messages() == ["0", "1", "2"])  # it is lost only if the program ends before
     assert capfd.readouterr().err == "mpms hangs: a handler of logging hangs: what it was to log is lost\n"
+
+
+@pytest.mark.parametrize("stderr", [None, "closed"])
+def test_a_pool_ends_so_without_a_stderr_too(
+    stderr: str | None, app: Records, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mpms.local.reports._PATIENCE", 0.3)
+    app.may_go_on.clear()
+    with (tmp_path / "stderr").open("w") as closed:
+        pass
+    pool = MPMS(log_then_do, lambda *_: None, processes=1, threads=1, forward_logs=True)
+    pool.put(1, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed if stderr else None)
+        pool.join()
+    app.may_go_on.set()
+    until(lambda: app.messages() == ["1"])
 
 
 def test_the_end_of_a_pool_waits_for_a_handler_that_is_slow(app: Records, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Handlers are code of the user's, and may be slow or hang: neither supervision no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import sys
@@ -34,8 +35,8 @@ class Reporter:
         self._waiting: deque[Callable[[], None]] = deque()
         self._dropped = 0
         self._ending = False
-        self._handled = 0
         self._more = threading.Condition(threading.Lock())  # its lock guards the three above
+        self._handled = 0  # only our thread writes it
         self.thread = self._new_thread()
 
     def _new_thread(self) -> threading.Thread:
@@ -65,8 +66,9 @@ class Reporter:
             handled = self._handled
             self.thread.join(min(left, _PATIENCE))
             if left > _PATIENCE and self.thread.is_alive() and self._handled == handled:
-                # Not by logging, which may be what hangs.
-                print(f"mpms {self._name}: a handler of logging hangs: what it was to log is lost", file=sys.stderr)
+                # Not by logging, which may be what hangs. There may be no stderr, or a closed one.
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    sys.stderr.write(f"mpms {self._name}: a handler of logging hangs: what it was to log is lost\n")
                 return
 
     def _add(self, handle: Callable[[], None]) -> None:
