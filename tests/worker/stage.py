@@ -13,7 +13,7 @@ from typing import Any
 from mpms.wire.board import Board, board_size
 from mpms.wire.frames import Decoder, Message, encode
 from mpms.wire.messages import READY, RETURNED, TASK, TASKS, Job, pack_tasks
-from mpms.wire.pickling import dump
+from mpms.wire.pickling import dump_call
 from mpms.worker.outbox import Outbox
 from mpms.worker.slots import Slots
 
@@ -55,7 +55,7 @@ class Stage:
 
     def send(self, *seqs: int, args: tuple[Any, ...] | None = None) -> None:
         """One task for each, in one write; its argument is its number."""
-        payloads = [dump(((seq,) if args is None else args, {})) for seq in seqs]
+        payloads = [dump_call((seq,) if args is None else args, {}) for seq in seqs]
         if len(seqs) > 1 and list(seqs) == list(range(seqs[0], seqs[0] + len(seqs))):
             self.send_raw(encode(TASKS, seqs[0], pack_tasks(payloads)))
         else:

@@ -32,7 +32,7 @@ from mpms.wire.messages import (
     TASKS,
     pack_tasks,
 )
-from mpms.wire.pickling import dump, load
+from mpms.wire.pickling import dump_call, load
 
 from .stage import PATIENCE, Held, NewStage, Stage, values
 
@@ -75,7 +75,7 @@ def shipped(name: str, made: Callable[..., Any] | None = None) -> bytes:
 
 
 def task(seq: int, *args: Any) -> bytes:
-    return encode(TASK, seq, dump((args or (seq,), {})))
+    return encode(TASK, seq, dump_call(args or (seq,), {}))
 
 
 # Whose function it is
@@ -108,7 +108,7 @@ def test_the_choice_lasts_from_one_message_to_the_next(stage: NewStage) -> None:
 
 def test_tasks_in_a_batch_are_all_of_the_function_before_it(stage: NewStage) -> None:
     slots = stage(abs).ready()
-    batch = [dump(((number,), {})) for number in (1, 2, 3)]
+    batch = [dump_call((number,), {}) for number in (1, 2, 3)]
     slots.send_raw(
         encode(FUNCTION, 7, shipped("a")) + encode(TASKS, 1, pack_tasks(batch)) + encode(SELECT, 0) + task(4)
     )
@@ -318,7 +318,7 @@ def test_after_a_chunk_a_task_that_is_none_has_no_items(stage: NewStage) -> None
     held = Held(1)
     slots = stage(held).ready()
     each = encode(FUNCTION, 7, shipped("each", Each(held)))
-    slots.send_raw(each + encode(TASK, 1, dump((([1], False, False, False), {}))) + encode(SELECT, 0) + task(2))
+    slots.send_raw(each + encode(TASK, 1, dump_call(([1], False, False, False), {})) + encode(SELECT, 0) + task(2))
     held.wait_for(2)
     assert [(slot.seq, slot.items) for slot in slots.board.running()] == [(2, 0)]
     held.let_go(2)
@@ -360,7 +360,7 @@ def test_a_thread_runs_no_more_items_than_its_share_and_says_that_it_is_through(
 def test_single_tasks_and_items_count_alike(stage: NewStage) -> None:
     slots = stage(abs, lifecycle=5).ready()
     each = encode(FUNCTION, 7, shipped("each", Each(abs)))
-    slots.send_raw(task(1) + each + encode(TASK, 2, dump((([-1, -2], False, False, False), {}))))
+    slots.send_raw(task(1) + each + encode(TASK, 2, dump_call(([-1, -2], False, False, False), {})))
     slots.send_raw(encode(SELECT, 0) + task(3) + task(4) + task(5))
     got = slots.collect(DUE)
     assert [(kind, seq) for kind, seq, _ in got] == [*((RETURNED, seq) for seq in (1, 2, 3, 4)), (DUE, 0)]
@@ -385,7 +385,8 @@ def test_an_item_that_asks_for_the_end_of_the_process_ends_its_chunk_early(stage
     slots = stage(Each(work), die_exceptions=(WorkerGracefulDie,)).ready()
     slots.send_raw(
         b"".join(
-            encode(TASK, seq, dump(((items, False, False, False), {}))) for seq, items in ((1, [1, 2, 3, 4]), (2, [5]))
+            encode(TASK, seq, dump_call((items, False, False, False), {}))
+            for seq, items in ((1, [1, 2, 3, 4]), (2, [5]))
         )
     )
     got = slots.collect(DYING)
@@ -478,7 +479,7 @@ def test_an_interrupt_while_a_chunk_is_unpacked_is_the_error_of_the_chunk(stage:
     loop = Loop()
     known["a"] = lambda: loop(-1) and abs  # the function is loaded for ever
     slots = stage(None, timeout_raises=True).ready()
-    slots.send_raw(encode(FUNCTION, 7, shipped("a")) + encode(TASK, 1, dump((([1], False, False, False), {}))))
+    slots.send_raw(encode(FUNCTION, 7, shipped("a")) + encode(TASK, 1, dump_call(([1], False, False, False), {})))
     assert loop.began.acquire(timeout=PATIENCE)
     slots.slots.interrupt(1, TINY)
     kind, seq, payload = slots.next()

@@ -27,7 +27,7 @@ from ..local.records import Record, record_of, shown
 from ..local.shipment import job_of
 from ..locks import Condition
 from ..typed import TYPE_CHECKING, Any
-from ..wire.pickling import dump, dump_function
+from ..wire.pickling import dump_call, dump_function
 from .capability import refuse_what_is_missing
 from .courier import Courier
 from .hosts import Cancel, Close, Order, Stop
@@ -116,7 +116,7 @@ class ClusterEngine:
     ) -> TaskId:
         self._refuse_if_closed()
         named = dict(kwargs)
-        payload = dump((args, named))
+        payload = dump_call(args, named)
         shipped = self._ship(function, each=each) if function is not None or each else None
         with self._changed:
             if wait and self._is_full():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import reprlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..engine import Delivered, Sink, Ticket, Unopened, log_error
 from ..errors import RemoteWorkerError
@@ -56,10 +56,10 @@ class Delivery:
         self.thread.start()
 
     def put_results(self, results: Results) -> None:
-        self._queue.put(lambda: self._deliver(results))
+        self._queue.put(lambda: self._deliver(self._take_results(results)))
 
     def put_failures(self, failures: Failures) -> None:
-        self._queue.put(lambda: self._deliver(failures))
+        self._queue.put(lambda: self._deliver(self._take_failures(failures)))
 
     def put_attempt(self, task: TaskId, make: Maker) -> None:
         """An attempt that is not the last one: its error goes with the final one."""
@@ -81,10 +81,8 @@ class Delivery:
             deliver()
             del deliver  # with all that is in it, while nothing comes
 
-    def _deliver(self, outcomes: Results | Failures) -> None:
+    def _deliver(self, batch: Iterator[Delivered]) -> None:
         before = self._count
-        # Each is taken out when its turn comes: a collector that finds no tasks left has the last one in hand.
-        batch = self._take_out(outcomes)
         try:
             self._sink.deliver(batch)
         except BaseException:  # the user's; SystemExit in a collector is no reason to lose the rest
@@ -93,16 +91,29 @@ class Delivery:
             pass
         self._delivered(self._count - before)
 
-    def _take_out(self, outcomes: Iterable[tuple[TaskId, tuple[int, bytes] | Maker]]) -> Iterator[Delivered]:
-        for task, what in outcomes:
-            if isinstance(what, tuple):
-                outcome = self.open(*what)
-                if len(what[1]) > SMALL:
-                    self.bytes += len(what[1])
-            else:
-                outcome = what(self.who(task))
-            if self._earlier:
+    # Each is taken out when its turn comes: a collector that finds no tasks left has the last one in hand.
+
+    def _take_results(self, results: Results) -> Iterator[Delivered]:
+        take, earlier = self._records.pop, self._earlier
+        for task, (kind, data) in results:
+            outcome = self.open(kind, data)
+            if len(data) > SMALL:
+                self.bytes += len(data)
+            if earlier:
                 self._add_attempts(task, outcome)
+            record = take(task, None)
+            if record is None:
+                continue
+            self._count += 1
+            if record[4] is None:
+                yield task, record[5:], record[2] or {}, outcome
+            else:
+                self._settle(record[4], outcome)
+
+    def _take_failures(self, failures: Failures) -> Iterator[Delivered]:
+        for task, make in failures:
+            outcome = make(self.who(task))
+            self._add_attempts(task, outcome)
             record = self._records.pop(task, None)
             if record is None:
                 continue

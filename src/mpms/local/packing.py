@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 
-from ..typed import Any
+from ..typed import TYPE_CHECKING, Any
 from ..wire.pickling import dump_call
 from ..wire.shelf import Shelf
 from .functions import Functions, Shipped
+
+if TYPE_CHECKING:
+    from ..wire.files import Payload
 
 __all__ = ["Packing"]
 
@@ -23,8 +25,11 @@ class Packing:
         self._function = function
         self._functions, self._each = Functions(), Functions(each=True)
         self._shelf = Shelf(_KEPT)
-        self.pack = partial(dump_call, pack=self._shelf.pack)
-        """The arguments and keyword arguments of a call, pickled. Raises what pickling raises."""
+        self._join = self._shelf.pack
+
+    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Payload:
+        """The arguments of a call, pickled. Raises what pickling raises."""
+        return dump_call(args, kwargs, self._join)
 
     def ship(self, function: Callable[..., Any] | None, *, each: bool) -> Shipped:
         """What goes with a call of it; ``None``: of the pool's own. Raises what pickling raises."""

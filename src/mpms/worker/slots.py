@@ -180,21 +180,25 @@ class Slots:
 
     def _work(self, slot: int, place: WorkersPlace) -> None:
         # Measured, no-op tasks: 1.7 µs each, of which to take one and note it 0.4, pickling 0.6, the outbox 0.3.
-        tasks, outbox, worn = self._tasks, self._outbox, self._job.lifecycle is not None
+        tasks, taking, outbox, worn = self._tasks, self._taking, self._outbox, self._job.lifecycle is not None
         task: _Task | None
         now = monotonic()
         while True:
             task = None
             if tasks:
-                with self._taking:
+                taking.acquire()  # with `with` it takes 0.1 µs more
+                try:
                     if tasks and not self._closing:
                         task = self._take(slot, now)
+                finally:
+                    taking.release()
             if task is None:
                 outbox.flush()  # nothing more to run, so nothing waits for company
                 task = self._lead(slot)
                 if task is None:
                     return
-            dying = self._perform(slot, *task)
+            seq, payload, function = task
+            dying = self._perform(slot, seq, payload, function)
             now = outbox.flush_if_old() if tasks else outbox.flush()
             if dying or place.is_dying:
                 self.retire()
@@ -274,8 +278,8 @@ class Slots:
         try:
             if self._interrupts is None:
                 call = function.call or function.load()
-                args, kwargs = load(payload)
-                value = call(*args, **kwargs)
+                given = load(payload)  # see dump_call
+                value = call(*given) if type(given) is tuple else call(*given[0], **given[1])
             else:
                 value = self._interruptible(self._interrupts, slot, seq, payload, function)
         except BaseException as error:  # the user's: SystemExit and KeyboardInterrupt are outcomes too
@@ -299,8 +303,8 @@ class Slots:
         try:
             try:
                 call = function.call or function.load()
-                args, kwargs = load(payload)
-                return call(*args, **kwargs)
+                given = load(payload)
+                return call(*given) if type(given) is tuple else call(*given[0], **given[1])
             finally:
                 interrupts.leave(slot)
         except BaseException as error:
