@@ -130,9 +130,9 @@ class Host:
     def withdraw(self) -> None:
         self._offers = []
 
-    def parcel(self, task: TaskId) -> Parcel:
-        self._sent.add(task)
-        return self._parcel(task)
+    def parcels(self, dispatches: Sequence[tuple[Seq, TaskId]]) -> list[tuple[int, Parcel]]:
+        self._sent.update(task for _, task in dispatches)
+        return [(seq, self._parcel(task)) for seq, task in dispatches]
 
     def _parcel(self, task: TaskId) -> Parcel:
         return task.to_bytes(8, "big") + bytes(self._sizes[task]), self.functions[task]

@@ -26,6 +26,8 @@ millisecond; a stopped one never does."""
 _CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
 _DONE = {FINISHED, *_CANCELLED}
 
+_call_back: Callable[[concurrent.futures.Future[Any]], None] = concurrent.futures.Future._invoke_callbacks  # type: ignore[attr-defined]
+
 _without_condition = Lock()
 """Guards every future that has no condition, and the making of one. One for all is seldom waited for: nothing of the
 user's is called with it. But a handler of a signal, or Python's collector, may call something of his in between, which
@@ -149,7 +151,7 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         with _without_condition:
             pass
         self._let_pass()
-        super()._invoke_callbacks()  # type: ignore[misc]
+        _call_back(self)
 
     def _open(self) -> None:
         """Make what has come the result. Two threads may do that at once, and then there is the result of one."""
@@ -207,14 +209,19 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     def settle(self, outcome: Outcome) -> None:
         """For the engine, once."""
         if isinstance(outcome, Returned):
-            with _without_condition:
+            # With `with` it takes 0.1 µs more. This is no thread that Ctrl-C comes to.
+            _without_condition.acquire()
+            try:
                 unseen = self._made is None
                 if unseen:
                     self._result = outcome.value
                     self._state = FINISHED
+            finally:
+                _without_condition.release()
             if unseen:
-                self._let_pass()
-                super()._invoke_callbacks()  # type: ignore[misc]
+                if self._gates:
+                    self._let_pass()
+                _call_back(self)
             else:
                 self.set_result(cast(T, outcome.value))
         elif isinstance(outcome, Cancelled) and not outcome.error.started:

@@ -22,7 +22,7 @@ from ..config import PoolConfig
 from ..core.messages import CancelRequested, Closed, Event, Resized, StopRequested, TasksSubmitted
 from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
 from ..errors import PoolBroken
-from ..ids import TaskId, TaskOptions, WorkerId
+from ..ids import Seq, TaskId, TaskOptions, WorkerId
 from ..locks import Condition, Lock
 from ..outcome import Broken
 from ..typed import TYPE_CHECKING, Any
@@ -492,8 +492,9 @@ class LocalEngine:
         if held:
             self._lock.release()
 
-    def parcel(self, task: TaskId) -> Record:
-        return self._records[task]
+    def parcels(self, dispatches: Sequence[tuple[Seq, TaskId]]) -> list[tuple[int, Record]]:
+        records = self._records
+        return [(seq, records[task]) for seq, task in dispatches]
 
     def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None:
         self._reporter.forward(worker, task, payload)

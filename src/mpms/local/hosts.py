@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.messages import Event, Verdict
-from ..ids import TaskId
+from ..ids import Seq, TaskId
 from ..typed import Protocol
 from .link import Offer, Parcel
 from .verdicts import Breakage, Maker
@@ -32,7 +32,7 @@ class Host(Protocol):
         """Nobody takes one any more; who was about to, finds it closed."""
         ...
 
-    def parcel(self, task: TaskId) -> Parcel: ...
+    def parcels(self, dispatches: Sequence[tuple[Seq, TaskId]]) -> list[tuple[int, Parcel]]: ...
 
     def logged(self, worker: str, task: TaskId | None, payload: bytes) -> None: ...
 

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import islice
 
@@ -132,16 +132,15 @@ class Link:
     def wants_write(self) -> bool:
         return bool(self._out) and not self.lost
 
-    def send_tasks(self, tasks: Iterable[tuple[int, Parcel]]) -> None:
+    def send_tasks(self, tasks: Sequence[tuple[int, Parcel]]) -> None:
         """Send, or keep what doesn't fit for :meth:`flush`. The numbers follow one another."""
         parts: list[bytes] = []
         small: list[bytes] = []
-        following = 0
         for seq, parcel in tasks:
-            payload, function = parcel[0], parcel[1]
-            if function is not self._function:
+            payload = parcel[0]
+            if parcel[1] is not self._function:
                 self._pack(small, seq, parts)
-                self._select(function, parts)
+                self._select(parcel[1], parts)
             if len(payload) <= SMALL:
                 small.append(payload)
             else:
@@ -152,8 +151,8 @@ class Link:
                 else:
                     parts.append(HEADER.pack(TASK, seq, len(payload)))
                     parts.append(payload)
-            following = seq + 1
-        self._pack(small, following, parts)
+        if small:
+            self._pack(small, tasks[-1][0] + 1, parts)
         self._queue(parts)
         self.flush()
 

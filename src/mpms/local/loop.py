@@ -452,10 +452,9 @@ class Loop:
                 self._outcomes.settled(settled, raised)
                 self._leave_to_logs(tasks)
             case Dispatch(worker, tasks):
-                parcel = self._host.parcel
                 link = self.links.get(worker)
                 if link is not None:
-                    link.send_tasks((seq, parcel(task)) for seq, task in tasks)
+                    link.send_tasks(self._host.parcels(tasks))
                     if not link.lost:
                         self._written.add(link)
             case Fail(task, seq, verdict):
