@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mpms.wire.frames import Message
-from mpms.wire.messages import RESULTS, TASK, TASKS, unpack_results, unpack_tasks
+from mpms.wire.messages import PLAIN, RESULTS, RETURNED, TASK, TASKS, pack_task, unpack_results, unpack_tasks
+from mpms.wire.pickling import dump
 
 __all__ = ["single"]
 
@@ -15,10 +16,11 @@ def single(messages: Iterable[Message]) -> Iterator[Message]:
     for kind, number, payload in messages:
         if kind == TASKS:
             for seq, one in enumerate(unpack_tasks(payload), number):
-                yield TASK, seq, one
+                yield TASK, seq, pack_task(one)
         elif kind == RESULTS:
             seqs, kinds, payloads = unpack_results(payload)
             assert len(seqs) == number
-            yield from zip(kinds, seqs, payloads, strict=True)
+            for kind, seq, payload in zip(kinds, seqs, payloads, strict=True):
+                yield (RETURNED, seq, dump(payload)) if kind == PLAIN else (kind, seq, payload)
         else:
             yield kind, number, payload

@@ -29,7 +29,8 @@ from ..local.shipment import Shipment
 from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
 from ..typed import Any
 from ..wire.failures import dump_error
-from ..wire.messages import RETURNED, Job
+from ..wire.messages import PLAIN, RETURNED, Job
+from ..wire.pickling import dump
 from .guard import claim_op, post_op
 from .messages import ARGUMENTS, Answer, Figures, GivenBack, Parcel, Sealed, parcel_from
 from .telling import withdrawn
@@ -315,7 +316,9 @@ class _Ticket:
 class _Unopened(Delivery):
     """Hands results on as they came, and leaves room for the arguments in what is told of a task."""
 
-    def open(self, kind: int, data: bytes) -> Outcome:
+    def open(self, kind: int, data: Any) -> Outcome:
+        if kind == PLAIN:
+            return Returned(dump(data))
         data = bytes(data)  # a large one may be memory that doesn't travel
         return Returned(data) if kind == RETURNED else Raised(Sealed(data))
 

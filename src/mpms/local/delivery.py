@@ -14,9 +14,9 @@ from ..engine import Delivered, Sink, Ticket, Unopened, log_error
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
 from ..outcome import Outcome, Raised, Returned
-from ..typed import TypeAlias
+from ..typed import Any, TypeAlias
 from ..wire.failures import load_error, said
-from ..wire.messages import RETURNED, SMALL
+from ..wire.messages import PLAIN, RETURNED, SMALL
 from ..wire.pickling import load
 from .evidence import Who
 from .records import Record, shown
@@ -24,7 +24,7 @@ from .verdicts import Maker
 
 __all__ = ["Delivery", "Results"]
 
-Results: TypeAlias = Sequence[tuple[TaskId, tuple[int, bytes]]]
+Results: TypeAlias = Sequence[tuple[TaskId, tuple[int, Any]]]
 """Tasks, the kinds of their results, the payloads."""
 
 Failures: TypeAlias = Sequence[tuple[TaskId, Maker]]
@@ -97,7 +97,7 @@ class Delivery:
         take, earlier = self._records.pop, self._earlier
         for task, (kind, data) in results:
             outcome = self.open(kind, data)
-            if len(data) > SMALL:
+            if kind != PLAIN and len(data) > SMALL:
                 self.bytes += len(data)
             if earlier:
                 self._add_attempts(task, outcome)
@@ -140,17 +140,19 @@ class Delivery:
         except Exception:  # a class of the user's, that takes no attributes
             pass
 
-    def open(self, kind: int, data: bytes) -> Outcome:
+    def open(self, kind: int, data: Any) -> Outcome:
         """The outcome that a worker has sent."""
+        if kind == PLAIN:
+            return Returned(data)
         try:
             return Returned(load(data)) if kind == RETURNED else Raised(load_error(data))
         except BaseException as error:  # the user's classes: what unpickles there may not unpickle here
             detail = f"it could not be unpickled: {said(error)}"
             return Raised(RemoteWorkerError("mpms_unpickleable_result", detail))
 
-    def unopened(self, payload: bytes) -> Unopened:
+    def unopened(self, kind: int, data: Any) -> Unopened:
         """A value that a worker has sent, for who opens it himself."""
-        return _Returning(payload, self)
+        return _Returning(kind, data, self)
 
     def who(self, task: TaskId) -> Who:
         """With the arguments as a short text. ``repr`` is code of the user's: it may fail."""
@@ -167,17 +169,18 @@ class Delivery:
 
 
 class _Returning:
-    __slots__ = ("_delivery", "_payload")
+    __slots__ = ("_data", "_delivery", "_kind")
 
-    def __init__(self, payload: bytes, delivery: Delivery) -> None:
-        self._payload = payload
+    def __init__(self, kind: int, data: Any, delivery: Delivery) -> None:
+        self._kind = kind
+        self._data = data
         self._delivery = delivery
 
     def load(self) -> object:
-        return load(self._payload)
+        return self._data if self._kind == PLAIN else load(self._data)
 
     def open(self) -> Outcome:
-        return self._delivery.open(RETURNED, self._payload)
+        return self._delivery.open(self._kind, self._data)
 
 
 _short = reprlib.Repr()

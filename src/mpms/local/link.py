@@ -17,7 +17,7 @@ from ..typed import Any, TypeAlias
 from ..wire.board import Board, Slot, board_size
 from ..wire.files import MemoryFile, Receiver, send_file
 from ..wire.frames import HEADER, Message, encode
-from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, pack_tasks
+from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
 from . import descriptors
 from .functions import Shipped
 from .memory import anonymous_file
@@ -25,7 +25,8 @@ from .memory import anonymous_file
 __all__ = ["Link", "Offer", "Parcel", "open_link"]
 
 Parcel: TypeAlias = tuple[Any, ...]
-"""What is to be sent of a task: its pickled arguments, and the function that it brings along; more may follow."""
+"""What is to be sent of a task: its arguments, plain or pickled, and the function that it brings along; more may
+follow."""
 
 _JOIN_MOST = 1 << 16  # below, one copy is cheaper than a longer vector
 _VECTOR_MOST = 256
@@ -68,9 +69,9 @@ class Offer:
         self._sent: list[tuple[TaskId, bytes, int]] = []  # what was sent, and how much of it
         self._over = False  # nothing was sent by it, nor will be
 
-    def take(self, task: TaskId, payload: bytes) -> bool:
+    def take(self, task: TaskId, payload: bytes | Plain) -> bool:
         """Whether the task was sent. Doesn't block."""
-        frame = encode(TASK, self.seq, payload)
+        frame = encode(TASK, self.seq, pack_task(payload))
         try:
             self._sent.extend(zip((task,), (frame,), map(self._send, (frame,), self._flags), strict=False))
         except OSError:
@@ -135,7 +136,7 @@ class Link:
     def send_tasks(self, tasks: Sequence[tuple[int, Parcel]]) -> None:
         """Send, or keep what doesn't fit for :meth:`flush`. The numbers follow one another."""
         parts: list[bytes] = []
-        small: list[bytes] = []
+        small: list[bytes | Plain] = []
         for seq, parcel in tasks:
             payload = parcel[0]
             if parcel[1] is not self._function:
@@ -177,10 +178,10 @@ class Link:
             self._out.append(memoryview(b"".join(parts)))
         parts.clear()
 
-    def _pack(self, payloads: list[bytes], following: int, parts: list[bytes]) -> None:
+    def _pack(self, payloads: list[bytes | Plain], following: int, parts: list[bytes]) -> None:
         """Those of the dispatches right before ``following``."""
         if len(payloads) == 1:
-            parts.append(encode(TASK, following - 1, payloads[0]))
+            parts.append(encode(TASK, following - 1, pack_task(payloads[0])))
         elif payloads:
             parts.append(encode(TASKS, following - len(payloads), pack_tasks(payloads)))
         payloads.clear()

@@ -121,7 +121,7 @@ class Loop:
         self._verdicts = Verdicts(self.links, name)
         self._events: deque[Event] = deque()  # to be handled in the next pass
         self._taken: list[OfferTaken] = []  # likewise, and before these: offers
-        self._results: dict[int, tuple[int, bytes]] = {}  # of this pass: kinds and payloads
+        self._results: dict[int, tuple[int, Any]] = {}  # of this pass: kinds and payloads
         self._raised = 0  # of these, the errors
         self._kills: dict[WorkerId, str] = {}  # why the pool has killed it
         self._silent: dict[WorkerId, float] = {}  # its stream is at the end, and until when its death may follow
@@ -278,8 +278,8 @@ class Loop:
                     break
                 seqs += finished
                 self._results.update(zip(finished, zip(kinds, payloads, strict=True), strict=True))
-                if kinds.count(wire.RETURNED) < len(kinds):
-                    failed += len(kinds) - kinds.count(wire.RETURNED)
+                if (more := len(kinds) - kinds.count(wire.PLAIN) - kinds.count(wire.RETURNED)) > 0:
+                    failed += more
                     retry.update(Seq(seq) for seq, how in zip(finished, kinds, strict=True) if how == wire.RETRY)
             elif kind in (wire.RETURNED, wire.RAISED, wire.RETRY):
                 seqs.append(number)
@@ -448,7 +448,7 @@ class Loop:
             case Settle(tasks):
                 results = self._results
                 settled = [(task, results[seq]) for task, seq in tasks]
-                raised = sum(kind != wire.RETURNED for _, (kind, _) in settled) if self._raised else 0
+                raised = sum(kind not in wire.VALUES for _, (kind, _) in settled) if self._raised else 0
                 self._outcomes.settled(settled, raised)
                 self._leave_to_logs(tasks)
             case Dispatch(worker, tasks):

@@ -11,13 +11,15 @@ from ..typed import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from ..wire.files import Payload
+    from ..wire.messages import Plain
     from .functions import Shipped
 
 __all__ = ["Record", "record_of", "shown", "ticket_of"]
 
 Record: TypeAlias = tuple[Any, ...]
-"""Pickled arguments; the function that it brings along; keyword arguments, if there are some; time of acceptance, by
-the wall clock, for it is shown to people; who gets the outcome in place of the sink; and then the arguments.
+"""Arguments as they are sent; the function that it brings along; keyword arguments, if there are some; time of
+acceptance, by the wall clock, for it is shown to people; who gets the outcome in place of the sink; and then the
+arguments.
 
 One tuple, and no empty dict: of numbers and strings alone, Python's collector forgets it at its first look. Two in one
 another, or with a dict, it looks at a million records again and again, which takes a microsecond for each new task.
@@ -25,7 +27,11 @@ another, or with a dict, it looks at a million records again and again, which ta
 
 
 def record_of(
-    payload: Payload, shipped: Shipped | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], ticket: Ticket | None
+    payload: Payload | Plain,
+    shipped: Shipped | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    ticket: Ticket | None,
 ) -> Record:
     return (payload, shipped, kwargs or None, time(), ticket, *args)
 

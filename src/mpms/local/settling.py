@@ -9,7 +9,7 @@ from ..core.messages import AbandonedTask, LostCause, Verdict, Withdrawn
 from ..engine import Unopened
 from ..ids import TaskId
 from ..typed import Any
-from ..wire.messages import RETURNED, SMALL
+from ..wire.messages import PLAIN, SMALL, VALUES
 from .answers import Answers
 from .delivery import Delivery, Results
 from .records import Record, shown, ticket_of
@@ -86,23 +86,23 @@ class Settling:
             self.kept([task for task, _ in results])
         if self._expected or self._tried:
             results = [result for result in results if not self._gives(*result)]
-        self._bytes += sum([len(payload) for _, (_, payload) in results if len(payload) > SMALL])
+        self._bytes += sum([len(data) for _, (kind, data) in results if kind != PLAIN and len(data) > SMALL])
         if results:
             self._results.append(results)
 
-    def _gives(self, task: TaskId, result: tuple[int, bytes]) -> bool:
+    def _gives(self, task: TaskId, result: tuple[int, Any]) -> bool:
         """Whether somebody who waits for it has got it."""
         tried = task in self._tried
         self._tried.discard(task)
         take = self._expected.pop(task, None)
         kind, payload = result
-        if take is None or tried or kind != RETURNED:
+        if take is None or tried or kind not in VALUES:
             return False
         record = self._records.pop(task, None)
         if record is None:
             return False
         self._given += 1
-        if take(self._delivery.unopened(payload)):
+        if take(self._delivery.unopened(kind, payload)):
             return True
         self._given -= 1
         self._records[task] = record

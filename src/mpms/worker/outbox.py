@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from ..typed import cast
-from ..wire.files import MemoryFile, Payload, send_file
+from ..typed import Any
+from ..wire.files import MemoryFile, send_file
 from ..wire.frames import HEADER, encode
-from ..wire.messages import LOGS_DROPPED, RESULTS, SMALL, Result, pack_results
+from ..wire.messages import LOGS_DROPPED, PLAIN, RESULTS, RETURNED, SMALL, Result, pack_results
+from ..wire.pickling import dump
 from . import ends
 
 __all__ = ["Outbox"]
@@ -34,7 +35,7 @@ class Outbox:
     def __init__(self, sock: socket.socket, wake_main: Callable[[], None]) -> None:
         self._sock = sock  # not its number: a file of the user's may have that by now, and would take what is written
         self._wake_main = wake_main
-        self._results: deque[tuple[int, int, Payload]] = deque()
+        self._results: deque[Result] = deque()
         self._parts: deque[bytes] = deque()  # sent after the results
         self._logs: deque[bytes] = deque()  # sent after the rest; bounded
         self._dropped = 0
@@ -42,7 +43,7 @@ class Outbox:
         self._tended = False  # the main thread knows that there is something
         self._writing = threading.Lock()  # guards the writing side of the descriptor
 
-    def add_result(self, seq: int, kind: int, payload: Payload) -> None:
+    def add_result(self, seq: int, kind: int, payload: Any) -> None:
         if not self._results:
             self._oldest = monotonic()
         self._results.append((seq, kind, payload))
@@ -137,18 +138,18 @@ class Outbox:
         results = self._results
         taken = [results.popleft() for _ in range(min(len(results), _RESULTS_MOST))]
         try:
-            small = [result for result in taken if len(result[2]) <= SMALL]
+            small = [result for result in taken if result[1] == PLAIN or len(result[2]) <= SMALL]
             if len(small) == 1:
                 seq, kind, payload = small[0]
-                parts = [encode(kind, seq, cast(bytes, payload))]
+                parts = [encode(RETURNED, seq, dump(payload)) if kind == PLAIN else encode(kind, seq, payload)]
             else:
-                parts = [encode(RESULTS, len(small), pack_results(cast(list[Result], small)))] if small else []
+                parts = [encode(RESULTS, len(small), pack_results(small))] if small else []
             files = []
             if len(small) < len(taken):
                 for seq, kind, payload in taken:
                     if isinstance(payload, MemoryFile):
                         files.append((seq, kind, payload))
-                    elif len(payload) > SMALL:
+                    elif kind != PLAIN and len(payload) > SMALL:
                         parts += HEADER.pack(kind, seq, len(payload)), payload
         except BaseException:  # there was no memory: whoever sends next tries again
             results.extendleft(reversed(taken))

@@ -26,7 +26,7 @@ from ..wire import chunks
 from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error, unsendable
-from ..wire.files import Payload, Receiver
+from ..wire.files import Receiver
 from ..wire.frames import Message, encode
 from ..wire.messages import (
     DUE,
@@ -34,6 +34,7 @@ from ..wire.messages import (
     FORGET,
     FUNCTION,
     GIVEN_BACK,
+    PLAIN,
     RAISED,
     READY,
     RETRY,
@@ -47,6 +48,7 @@ from ..wire.messages import (
     unpack_tasks,
 )
 from ..wire.pickling import dump, load
+from ..wire.plain import is_plain
 from ..wire.shelf import Shelf
 from . import ends, hooks, logs
 from .functions import Function, Functions
@@ -57,8 +59,8 @@ from .titles import set_thread_title
 
 __all__ = ["Slots"]
 
-_Task: TypeAlias = tuple[int, bytes, Function]
-"""Its dispatch, its arguments, and what is called with them."""
+_Task: TypeAlias = tuple[int, Any, Function]
+"""Its dispatch, its arguments, plain or pickled, and what is called with them."""
 
 _LOGGER = logging.getLogger("mpms")
 
@@ -269,16 +271,16 @@ class Slots:
             del self._voids[0]
         return bool(self._voids) and seq >= self._voids[0][0]
 
-    def _perform(self, slot: int, seq: int, payload: bytes, function: Function) -> bool:
+    def _perform(self, slot: int, seq: int, payload: Any, function: Function) -> bool:
         """Run one task; whether it asks for the end of this process."""
         dying = False
-        result: Payload
+        result: Any
         if self._job.log_levels is not None:
             logs.current.seq = seq
         try:
             if self._interrupts is None:
                 call = function.call or function.load()
-                given = load(payload)  # see dump_call
+                given = payload if type(payload) is tuple else load(payload)  # see dump_call
                 value = call(*given) if type(given) is tuple else call(*given[0], **given[1])
             else:
                 value = self._interruptible(self._interrupts, slot, seq, payload, function)
@@ -291,19 +293,19 @@ class Slots:
             if ends.forked:
                 ends.end_fork(None)
             try:
-                kind, result = RETURNED, dump(value, self._pack)
+                kind, result = (PLAIN, value) if is_plain(value) else (RETURNED, dump(value, self._pack))
             except BaseException as problem:
                 kind, result = RAISED, dump_error(unsendable(value, problem))
         self._board.end(slot)
         self._outbox.add_result(seq, kind, result)
         return dying
 
-    def _interruptible(self, interrupts: Interrupts, slot: int, seq: int, payload: bytes, function: Function) -> Any:
+    def _interruptible(self, interrupts: Interrupts, slot: int, seq: int, payload: Any, function: Function) -> Any:
         interrupts.enter(slot, seq)
         try:
             try:
                 call = function.call or function.load()
-                given = load(payload)
+                given = payload if type(payload) is tuple else load(payload)
                 return call(*given) if type(given) is tuple else call(*given[0], **given[1])
             finally:
                 interrupts.leave(slot)
