@@ -6,7 +6,7 @@ from .errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
 from .record import Record
 from .typed import Any, TypeAlias
 
-__all__ = ["Broken", "Cancelled", "Crashed", "Outcome", "Raised", "Returned", "TimedOut"]
+__all__ = ["Broken", "Cancelled", "Crashed", "Failure", "Outcome", "Raised", "Returned", "TimedOut"]
 
 
 class Returned(Record):
@@ -47,4 +47,5 @@ class Broken(Record):
     error: PoolBroken
 
 
-Outcome: TypeAlias = Returned | Raised | Crashed | TimedOut | Cancelled | Broken
+Failure: TypeAlias = Raised | Crashed | TimedOut | Cancelled | Broken
+Outcome: TypeAlias = Returned | Failure

@@ -327,7 +327,8 @@ class InlineEngine:
         self._story.append(f"task {task}: {type(outcome).__name__}")
         try:
             if ticket is None:
-                self._sink.deliver([(task, args, kwargs, outcome)])
+                value, failure = (outcome.value, None) if isinstance(outcome, Returned) else (None, outcome)
+                self._sink.deliver([(task, args, kwargs, value, failure)])
             else:
                 ticket.settle(outcome)
         except BaseException:  # SystemExit in a collector is no reason to lose the rest

@@ -14,7 +14,7 @@ from mpms.config import PoolConfig
 from mpms.engine import Delivered, Engine
 from mpms.ids import TaskId
 from mpms.local.engine import LocalEngine
-from mpms.outcome import Outcome
+from mpms.outcome import Outcome, Returned
 from mpms.testing import InlineEngine
 
 from ..local.conftest import nothing_is_left
@@ -63,9 +63,9 @@ class Recorder:
 
     def outcomes(self) -> dict[TaskId, Outcome]:
         """By task; fails if one has two."""
-        ids = [task for task, _, _, _ in self.delivered]
+        ids = [task for task, *_ in self.delivered]
         assert len(ids) == len(set(ids))
-        return {task: outcome for task, _, _, outcome in self.delivered}
+        return {task: failure or Returned(value) for task, _, _, value, failure in self.delivered}
 
 
 class Slip:

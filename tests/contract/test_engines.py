@@ -72,8 +72,8 @@ def test_the_arguments_are_delivered_as_they_were_given(make: Make) -> None:
     number = 10**20
     engine.submit((number,), {"b": 22})
     finish(engine)
-    [(task, args, kwargs, outcome)] = sink.delivered
-    assert (task, outcome) == (1, Returned(number + 22))
+    [(task, args, kwargs, value, failure)] = sink.delivered
+    assert (task, value, failure) == (1, number + 22, None)
     assert args == (number,)
     assert args[0] is number
     assert kwargs == {"b": 22}

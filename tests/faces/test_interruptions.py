@@ -20,7 +20,7 @@ from mpms.engine import Refused
 from mpms.faces.bulk import Bulk
 from mpms.faces.sinks import IteratorSink
 from mpms.ids import TaskId
-from mpms.outcome import Cancelled, Returned
+from mpms.outcome import Cancelled
 from mpms.testing import InlineEngine
 
 from ..local.helpers import PATIENCE
@@ -351,8 +351,8 @@ def test_who_waits_for_results_may_be_thrown_away_while_they_arrive() -> None:
 
     assert sink.poll(wake) == []
     assert sink.poll(other) == []
-    in_time(lambda: sink.deliver([(TaskId(1), (), {}, Returned(1))]))
-    assert sink.poll(wake) == [(TaskId(1), (), {}, Returned(1))]
+    in_time(lambda: sink.deliver([(TaskId(1), (), {}, 1, None)]))
+    assert sink.poll(wake) == [(TaskId(1), (), {}, 1, None)]
 
 
 # Ctrl-C

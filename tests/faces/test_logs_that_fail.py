@@ -12,7 +12,6 @@ from mpms import MPMS, Executor
 from mpms.faces.sinks import IteratorSink
 from mpms.ids import TaskId
 from mpms.local.reports import Reporter
-from mpms.outcome import Returned
 from mpms.testing import InlineEngine
 
 from ..local.helpers import PATIENCE, until
@@ -103,8 +102,8 @@ def test_a_finalizer_that_raises_lets_the_pool_end(failing: list[str]) -> None:
 def test_the_backlog_of_results_is_no_error(failing: list[str]) -> None:
     sink = IteratorSink("test")
     sink._warn_at = 1
-    sink.deliver([(TaskId(1), (), {}, Returned(1))])
-    assert sink.poll() == [(TaskId(1), (), {}, Returned(1))]
+    sink.deliver([(TaskId(1), (), {}, 1, None)])
+    assert sink.poll() == [(TaskId(1), (), {}, 1, None)]
     assert failing == ["mpms test: 1 results wait for iter_results"]
 
 

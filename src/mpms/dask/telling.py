@@ -5,20 +5,17 @@ from __future__ import annotations
 from ..errors import TaskCancelled, TaskTimeout, WorkerCrashed
 from ..local.evidence import Who
 from ..local.verdicts import Maker
-from ..outcome import Cancelled, Crashed, Outcome, Raised, Returned
+from ..outcome import Cancelled, Crashed, Failure, Raised
 from ..wire.failures import load_error
 from .messages import ARGUMENTS, Sealed
 
 __all__ = ["at", "cancelled", "lost", "opened", "withdrawn"]
 
 
-def opened(outcome: Outcome, who: Who, machine: str) -> Outcome:
+def opened(failure: Failure, who: Who, machine: str) -> Failure:
     """What a machine has written, completed by what is known here. On the delivery thread."""
-    if not isinstance(outcome, Returned):
-        error: BaseException = _open_error(outcome.error, who, machine)
-        if error is not outcome.error:
-            return Raised(error)
-    return outcome
+    error: BaseException = _open_error(failure.error, who, machine)
+    return failure if error is failure.error else Raised(error)
 
 
 def _open_error(error: BaseException, who: Who, machine: str) -> BaseException:
@@ -45,7 +42,7 @@ def _open_error(error: BaseException, who: Who, machine: str) -> BaseException:
 
 
 def lost(machine: str) -> Maker:
-    def make(who: Who) -> Outcome:
+    def make(who: Who) -> Failure:
         text = (
             f"the machine {machine} was lost while it ran, or may have run, task {who}: its Dask worker ended, left "
             "the cluster, or was cut off. With retries=1 it would have been run again."
@@ -56,12 +53,12 @@ def lost(machine: str) -> Maker:
     return make
 
 
-def cancelled(*, started: bool) -> Outcome:
+def cancelled(*, started: bool) -> Cancelled:
     when = "while it ran the task" if started else "before the task had started"
     return Cancelled(TaskCancelled(f"the pool was stopped {when}", started=started))
 
 
-def withdrawn() -> Outcome:
+def withdrawn() -> Cancelled:
     return Cancelled(TaskCancelled("it was cancelled before it had started"))
 
 

@@ -8,7 +8,6 @@ from ..config import check_seconds
 from ..engine import Delivered, Engine
 from ..errors import PoolBroken
 from ..ids import TaskId
-from ..outcome import Returned
 from ..typed import Any, Generic, Literal, TypeVar, cast, overload
 from .meta import Meta
 from .sinks import CollectorSink, IteratorSink
@@ -84,16 +83,16 @@ class Outlet(Generic[R]):
         return self._sink
 
     def _opened(self, delivered: Delivered, *, raise_errors: bool) -> tuple[Meta, R | BaseException]:
-        task, args, kwargs, outcome = delivered
-        if raise_errors and not isinstance(outcome, Returned):
+        task, args, kwargs, value, failure = delivered
+        if raise_errors and failure is not None:
             try:
-                raise outcome.error
+                raise failure.error
             finally:
-                del delivered, task, args, kwargs, outcome  # the error holds this frame, and isn't to hold itself by it
+                del delivered, task, args, kwargs, failure  # the error holds this frame, and isn't to hold itself by it
         meta = Meta(self)
         meta.update(self.meta)
         meta.hold(task, args, kwargs)
-        return meta, cast(R, outcome.value) if isinstance(outcome, Returned) else outcome.error
+        return meta, cast(R, value) if failure is None else failure.error
 
     def unfinished(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """``(args, kwargs)`` of the tasks that were cancelled or lost with a broken pool, in the order of ``put``.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 from ..engine import Delivered, log_error
 from ..locks import Condition
-from ..outcome import Returned
 from ..typed import Any
 from .meta import Meta
 
@@ -37,23 +36,23 @@ class CollectorSink:
 
     def deliver(self, outcomes: Iterable[Delivered]) -> None:
         meta = self._meta
-        for task, args, kwargs, outcome in outcomes:
+        for task, args, kwargs, value, failure in outcomes:
             meta.taskid, meta.args, meta.kwargs = task, args, kwargs
             self.count += 1
             try:
-                if isinstance(outcome, Returned):
+                if failure is None:
                     if self._collector is not None:
-                        self._collector(meta, outcome.value)
+                        self._collector(meta, value)
                 elif self._on_error is not None:
-                    self._on_error(meta, outcome.error)
+                    self._on_error(meta, failure.error)
                 elif self._collector is not None:
-                    self._collector(meta, outcome.error)
+                    self._collector(meta, failure.error)
             except BaseException:  # the user's; SystemExit in it is no reason to lose the rest
-                if isinstance(outcome, Returned):
+                if failure is None:
                     log_error("an error occurs in collector, task: %s", task)
                 else:
                     # What it choked on is most likely this: a result that is no result.
-                    text = "".join(traceback.format_exception(type(outcome.error), outcome.error, None))
+                    text = "".join(traceback.format_exception(type(failure.error), failure.error, None))
                     log_error("an error occurs in collector, task: %s, which failed with\n%s", task, text)
         meta.forget()
 

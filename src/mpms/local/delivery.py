@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from ..engine import Delivered, Sink, Ticket, Unopened, log_error
 from ..errors import RemoteWorkerError
 from ..ids import TaskId
-from ..outcome import Outcome, Raised, Returned
-from ..typed import Any, TypeAlias
+from ..outcome import Failure, Outcome, Raised, Returned
+from ..typed import Any, TypeAlias, cast
 from ..wire.failures import load_error, said
 from ..wire.messages import PLAIN, RETURNED, SMALL
 from ..wire.pickling import load
@@ -66,7 +66,7 @@ class Delivery:
         self._queue.put(lambda: self._earlier.setdefault(task, []).append(make))
 
     def put_failed_attempt(self, task: TaskId, kind: int, data: bytes) -> None:
-        self.put_attempt(task, lambda _: self.open(kind, data))
+        self.put_attempt(task, lambda _: cast(Failure, self.open(kind, data)))
 
     def end(self) -> None:
         """After all that was put before."""
@@ -96,32 +96,38 @@ class Delivery:
     def _take_results(self, results: Results) -> Iterator[Delivered]:
         take, earlier = self._records.pop, self._earlier
         for task, (kind, data) in results:
-            outcome = self.open(kind, data)
+            failure = None
+            if kind == PLAIN:
+                value = data
+            elif isinstance(outcome := self.open(kind, data), Returned):
+                value = outcome.value
+            else:
+                value, failure = None, outcome
             if kind != PLAIN and len(data) > SMALL:
                 self.bytes += len(data)
             if earlier:
-                self._add_attempts(task, outcome)
+                self._add_attempts(task, failure)
             record = take(task, None)
             if record is None:
                 continue
             self._count += 1
             if record[4] is None:
-                yield task, record[5:], record[2] or {}, outcome
+                yield task, record[5:], record[2] or {}, value, failure
             else:
-                self._settle(record[4], outcome)
+                self._settle(record[4], failure or Returned(value))
 
     def _take_failures(self, failures: Failures) -> Iterator[Delivered]:
         for task, make in failures:
-            outcome = make(self.who(task))
-            self._add_attempts(task, outcome)
+            failure = make(self.who(task))
+            self._add_attempts(task, failure)
             record = self._records.pop(task, None)
             if record is None:
                 continue
             self._count += 1
             if record[4] is None:
-                yield task, record[5:], record[2] or {}, outcome
+                yield task, record[5:], record[2] or {}, None, failure
             else:
-                self._settle(record[4], outcome)
+                self._settle(record[4], failure)
 
     def _settle(self, ticket: Ticket, outcome: Outcome) -> None:
         try:
@@ -129,14 +135,14 @@ class Delivery:
         except BaseException:  # as above
             log_error("mpms: the delivery of an outcome failed")
 
-    def _add_attempts(self, task: TaskId, outcome: Outcome) -> None:
+    def _add_attempts(self, task: TaskId, failure: Failure | None) -> None:
         makers = self._earlier.pop(task, None)
-        if makers is None or isinstance(outcome, Returned):
+        if makers is None or failure is None:
             return
         who = self.who(task)
-        earlier = [made.error for make in makers if not isinstance(made := make(who), Returned)]
+        earlier = [make(who).error for make in makers]
         try:
-            setattr(outcome.error, "attempts", tuple(earlier))  # noqa: B010  (any exception may come)
+            setattr(failure.error, "attempts", tuple(earlier))  # noqa: B010  (any exception may come)
         except Exception:  # a class of the user's, that takes no attributes
             pass
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from ..core.messages import AbandonedTask, Crash, LostCause, Timeout, Verdict, Withdrawn
 from ..errors import PoolBroken, TaskCancelled
 from ..ids import Seq, WorkerId
-from ..outcome import Broken, Cancelled, Crashed, Outcome, TimedOut
+from ..outcome import Broken, Cancelled, Crashed, Failure, TimedOut
 from ..typed import TypeAlias
 from ..wire.failures import load_error
 from . import evidence
@@ -17,7 +17,7 @@ from .link import Link
 
 __all__ = ["Breakage", "Maker", "StartFailure", "Verdicts"]
 
-Maker: TypeAlias = Callable[[Who], Outcome]
+Maker: TypeAlias = Callable[[Who], Failure]
 """Makes the outcome once the task's arguments are a text. On another thread: ``repr`` is code of the user's."""
 
 _UNKNOWN = Death("a worker", None)
