@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
 from typing import Any
@@ -15,6 +16,22 @@ def add(a: int, b: int = 0) -> int:
 
 def give(value: Any) -> Any:
     return value
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Text(str):
+    pass
+
+
+class Number(int):
+    pass
+
+
+def count_and_show(*args: Any) -> tuple[int, str]:
+    return len(args), repr(args)
 
 
 def hold(fifo: str, value: Any = None) -> Any:

@@ -624,3 +624,34 @@ def test_an_mpms_that_is_left_by_an_exception_stops(make: Make, gate: NewGate) -
         held.open()
     pools[0].join()  # the stop waits for half a second only
     assert pools[0].unfinished() == unfinished
+
+
+SMALL_VALUES = [
+    *(None, True, False, 0, 1, -1, 2**63, 2**64, -(2**64), 10**30, 0.0, -0.0, float("inf"), 0.1, 1j),
+    *("", "text", "é" * 500, "x" * 501, "\ud800", "a\0b", b"", b"\0\xff", b"x" * 501, bytearray(b"x")),
+    *((), (1, "two", None), [], [1], {}, {"a": 1}, tasks.Colour.RED, tasks.Text("text"), tasks.Number(5)),
+]
+
+
+def test_values_come_as_what_they_are_with_others_and_alone(make: Make) -> None:
+    """Small ones of plain types go together, and whatever is of a class of the user's or may change does not."""
+    engine, sink = make(tasks.give)
+    values = SMALL_VALUES * 3
+    for value in values:
+        engine.submit((value,), {})
+    until(lambda: len(sink.delivered) == len(values))
+    for value in SMALL_VALUES:
+        engine.submit((value,), {})
+        values.append(value)
+        until(lambda: len(sink.delivered) == len(values))
+    finish(engine)
+    outcomes = [sink.outcomes()[TaskId(n)] for n in range(1, len(values) + 1)]
+    got = [outcome.value for outcome in outcomes if isinstance(outcome, Returned)]
+    assert [repr(value) for value in got] == [repr(value) for value in values]
+    assert [*map(type, got)] == [*map(type, values)]
+
+
+def test_arguments_come_as_what_they_are(settled: Settled) -> None:
+    calls = [(value, other, None) for value in SMALL_VALUES for other in (7, "x" * 501)]
+    outcomes = settled(tasks.count_and_show, *calls)
+    assert outcomes == {TaskId(n): Returned((3, repr(call))) for n, call in enumerate(calls, 1)}

@@ -19,7 +19,7 @@ from mpms.ids import TaskId
 from mpms.local.link import Offer
 from mpms.local.records import record_of
 from mpms.local.wakeup import WakeUp
-from mpms.wire.messages import RETURNED
+from mpms.wire.messages import PLAIN, RETURNED
 
 from .helpers import PATIENCE, kill, meet, meeting, note, noted, until
 from .stage import Stage
@@ -257,7 +257,8 @@ def log_it(word: str) -> str:
     return word
 
 
-def test_who_asks_to_cancel_hears_at_once_that_somebody_has_the_result() -> None:
+@pytest.mark.parametrize("result", [(RETURNED, pickle.dumps(5)), (PLAIN, 5)], ids=["pickled", "plain"])
+def test_who_asks_to_cancel_hears_at_once_that_somebody_has_the_result(result: tuple[int, Any]) -> None:
     """And not only when he gives up waiting for the answer."""
     engine: Any = Executor(1)._engine
     given = list[object]()
@@ -265,7 +266,7 @@ def test_who_asks_to_cancel_hears_at_once_that_somebody_has_the_result() -> None
     engine._records[task] = record_of(b"", None, (), {}, Future(engine))
     answer = engine._answers.ask(task)
     engine.expect(task, lambda unopened: not given.append(unopened.load()))
-    engine._settling.settled([(task, (RETURNED, pickle.dumps(5)))], 0)
+    engine._settling.settled([(task, result)], 0)
     assert given == [5]
     assert not engine._settling._expected
     assert not answer.wait(0.001)

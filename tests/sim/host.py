@@ -25,7 +25,7 @@ from mpms.local.functions import Shipped
 from mpms.local.link import Offer, Parcel
 from mpms.local.verdicts import Breakage, Maker
 from mpms.outcome import Crashed, Outcome, TimedOut
-from mpms.wire.messages import RAISED
+from mpms.wire.messages import RAISED, RETURNED
 
 if TYPE_CHECKING:
     from .world import World
@@ -142,7 +142,7 @@ class Host:
         for task, (kind, payload) in results:
             assert int.from_bytes(payload[:8], "big") == task, "the result of another task"
             self._has_no_outcome(task)
-            self.results[task] = kind
+            self.results[task] = RAISED if kind == RAISED else RETURNED
             self.asked.discard(task)
             self.world.tell("result", task)
 

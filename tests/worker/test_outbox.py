@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import random
 import socket
 import threading
@@ -18,7 +19,7 @@ import pytest
 from mpms.testing import FakeClock
 from mpms.wire.files import Receiver
 from mpms.wire.frames import Decoder, Message, encode
-from mpms.wire.messages import DUE, RAISED, RESULTS, RETURNED, SMALL, Result
+from mpms.wire.messages import DUE, PLAIN, RAISED, RESULTS, RETURNED, SMALL, Result, unpack_results
 from mpms.wire.shelf import Shelf
 from mpms.worker import ends, outbox
 from mpms.worker.outbox import LINGER, Outbox
@@ -70,6 +71,38 @@ def test_nothing_is_sent_before_a_flush_and_all_of_it_after(
     box.flush()  # nothing there: nothing sent
     with pytest.raises(BlockingIOError):
         ours.recv(100)
+
+
+def test_plain_results_go_as_they_are_with_others_and_pickled_alone(pair: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = pair
+    box = Outbox(theirs, _never)
+    for seq, value in enumerate((None, 5, "text"), 1):
+        box.add_result(seq, PLAIN, value)
+    box.flush()
+    [(kind, count, payload)] = Decoder().feed(ours.recv(1000))
+    assert (kind, count) == (RESULTS, 3)
+    assert unpack_results(payload) == ((1, 2, 3), (PLAIN, PLAIN, PLAIN), (None, 5, "text"))
+    box.add_result(4, PLAIN, 7)
+    box.flush()
+    [(kind, seq, payload)] = Decoder().feed(ours.recv(1000))
+    assert (kind, seq, pickle.loads(payload)) == (RETURNED, 4, 7)
+
+
+def test_plain_results_and_large_ones_go_together(pair: tuple[socket.socket, socket.socket]) -> None:
+    theirs, ours = pair
+    reader = Reader(ours)
+    reader.start()
+    box = Outbox(theirs, _never)
+    large = os.urandom(SMALL + 1)
+    for seq, (kind, value) in enumerate(((PLAIN, 5), (RETURNED, large), (PLAIN, "text"), (RAISED, b"small")), 1):
+        box.add_result(seq, kind, value)
+    box.flush()
+    theirs.close()
+    reader.join(10)
+    [(kind, count, payload), alone] = reader.messages
+    assert (kind, count) == (RESULTS, 3)
+    assert unpack_results(payload) == ((1, 3, 4), (PLAIN, PLAIN, RAISED), (5, "text", b"small"))
+    assert alone == (RETURNED, 2, large)
 
 
 def test_large_messages_go_through_a_small_buffer(pair: tuple[socket.socket, socket.socket]) -> None:

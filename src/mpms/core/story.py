@@ -5,21 +5,46 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from .messages import Effect, Event
+from ..record import Record
+from ..typed import TypeAlias
+from .messages import Dispatch, Effect, Event, ResultsArrived, Settle, TasksSubmitted
 
 __all__ = ["Story"]
 
 _LENGTH = 200
+_BATCH_MOST = 20
+
+_BATCHES: dict[type[Event | Effect], str] = {
+    TasksSubmitted: "tasks",
+    ResultsArrived: "seqs",
+    Dispatch: "tasks",
+    Settle: "tasks",
+}
+"""What comes in batches, and which field of it is the batch."""
+
+
+class Excerpt(Record):
+    """Of a long batch, which would take memory for 200 steps: its beginning, and how many there were."""
+
+    what: Event | Effect
+    count: int
+
+    def __repr__(self) -> str:
+        return f"{self.what!r}, and so on, {self.count} in all"
+
+
+_Told: TypeAlias = Event | Effect | Excerpt
+_Step: TypeAlias = tuple[float, list[_Told], list[_Told]]
 
 
 class Story:
     """The last 200 steps: when, the events, and the effects they had. Kept as objects, made text when asked for."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, Sequence[Event], Sequence[Effect]]] = deque(maxlen=_LENGTH)
+        self._steps: deque[_Step] = deque(maxlen=_LENGTH)
 
     def add(self, now: float, events: Sequence[Event], effects: Sequence[Effect]) -> None:
-        self._steps.append((now, events, effects))
+        self._steps.append((now, [_brief(event) for event in events], [_brief(effect) for effect in effects]))
 
     def lines(self) -> list[str]:
         return [
@@ -27,13 +52,23 @@ class Story:
             for now, events, effects in self._so_far()
         ]
 
-    def _so_far(self) -> list[tuple[float, Sequence[Event], Sequence[Effect]]]:
+    def _so_far(self) -> list[_Step]:
         """For callers, while the supervisor adds."""
         while True:
             try:
                 return list(self._steps)
             except RuntimeError:  # it did, meanwhile; without a GIL
                 continue
+
+
+def _brief(thing: Event | Effect) -> _Told:
+    field = _BATCHES.get(type(thing))
+    if field is None:
+        return thing
+    batch = getattr(thing, field)
+    if len(batch) <= _BATCH_MOST:
+        return thing
+    return Excerpt(thing.replace(**{field: batch[:_BATCH_MOST]}), len(batch))
 
 
 def _short(thing: object) -> str:

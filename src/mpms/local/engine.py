@@ -27,6 +27,7 @@ from ..locks import Condition, Lock
 from ..outcome import Broken
 from ..typed import TYPE_CHECKING, Any
 from ..wire.messages import SMALL
+from ..wire.plain import are_plain
 from . import exits
 from .answers import Answers
 from .launching import launch
@@ -235,10 +236,9 @@ class LocalEngine:
         ticket: Ticket | None = None,
         wait: bool = True,
     ) -> TaskId:
-        packing = self._packing
-        payload = packing.pack(args, kwargs)
+        payload = args if not kwargs and are_plain(args) else self._packing.pack(args, kwargs)
         own = self._function is not None and function is None and not each
-        shipped = None if own else packing.ship(function, each=each)
+        shipped = None if own else self._packing.ship(function, each=each)
         return self.accept(payload, shipped, args, kwargs, options, ticket, wait)
 
     def accept(

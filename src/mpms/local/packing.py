@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 
 from ..typed import TYPE_CHECKING, Any
 from ..wire.pickling import dump_call
-from ..wire.plain import are_plain
 from ..wire.shelf import Shelf
 from .functions import Functions, Shipped
 
 if TYPE_CHECKING:
     from ..wire.files import Payload
-    from ..wire.messages import Plain
 
 __all__ = ["Packing"]
 
@@ -29,9 +27,9 @@ class Packing:
         self._shelf = Shelf(_KEPT)
         self._join = self._shelf.pack
 
-    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Payload | Plain:
-        """The arguments of a call, ready to be sent. Raises what pickling raises."""
-        return args if not kwargs and are_plain(args) else dump_call(args, kwargs, self._join)
+    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Payload:
+        """The arguments of a call, pickled. Raises what pickling raises."""
+        return dump_call(args, kwargs, self._join)
 
     def ship(self, function: Callable[..., Any] | None, *, each: bool) -> Shipped:
         """What goes with a call of it; ``None``: of the pool's own. Raises what pickling raises."""

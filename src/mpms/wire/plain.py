@@ -12,7 +12,7 @@ __all__ = ["are_plain", "is_plain"]
 
 _LENGTH_MOST = 500  # of a text or of bytes
 _BITS_MOST = 64
-_ARGUMENTS_MOST = 8  # so that all of them are small, too
+_ARGUMENTS_MOST = 8  # so that all of them are not much
 
 
 def is_plain(value: Any) -> bool:
