@@ -20,7 +20,7 @@ from ..engine import Delivered
 from ..errors import PoolBroken
 from ..figures import WorkerInfo, WorkerStacks
 from ..ids import StartMethod, TaskId
-from ..local.delivery import Delivery
+from ..local.delivery import Delivery, Results
 from ..local.engine import LocalEngine
 from ..local.evidence import Who
 from ..local.functions import Shipped
@@ -316,9 +316,12 @@ class _Ticket:
 class _Unopened(Delivery):
     """Hands results on as they came, and leaves room for the arguments in what is told of a task."""
 
-    def open(self, kind: int, data: Any) -> Outcome:
-        if kind == PLAIN:
-            return Returned(dump(data))
+    def put_results(self, results: Results) -> None:
+        super().put_results(
+            [(task, (RETURNED, dump(data)) if kind == PLAIN else (kind, data)) for task, (kind, data) in results]
+        )
+
+    def open(self, kind: int, data: bytes) -> Outcome:
         data = bytes(data)  # a large one may be memory that doesn't travel
         return Returned(data) if kind == RETURNED else Raised(Sealed(data))
 
