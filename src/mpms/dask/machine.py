@@ -317,6 +317,7 @@ class _Unopened(Delivery):
     """Hands results on as they came, and leaves room for the arguments in what is told of a task."""
 
     def put_results(self, results: Results) -> None:
+        # Plain ones as the others: the client opens all of them in one way.
         super().put_results(
             [(task, (RETURNED, dump(data)) if kind == PLAIN else (kind, data)) for task, (kind, data) in results]
         )

@@ -96,15 +96,13 @@ class Delivery:
     def _take_results(self, results: Results) -> Iterator[Delivered]:
         take, earlier = self._records.pop, self._earlier
         for task, (kind, data) in results:
-            failure = None
-            if kind == PLAIN:
-                value = data
-            elif isinstance(outcome := self.open(kind, data), Returned):
-                value = outcome.value
-            else:
-                value, failure = None, outcome
-            if kind != PLAIN and len(data) > SMALL:
-                self.bytes += len(data)
+            value, failure = data, None
+            if kind != PLAIN:
+                outcome = self.open(kind, data)
+                value, failure = (outcome.value, None) if isinstance(outcome, Returned) else (None, outcome)
+                del outcome  # else it would be kept while the next ones are delivered
+                if len(data) > SMALL:
+                    self.bytes += len(data)
             if earlier:
                 self._add_attempts(task, failure)
             record = take(task, None)

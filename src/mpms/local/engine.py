@@ -231,7 +231,7 @@ class LocalEngine:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         options: TaskOptions | None = None,
-        function: Callable[..., Any] | None = None,  # from here on by name; to say so takes Python 0.1 µs a call
+        function: Callable[..., Any] | None = None,  # from here on by name; to say so takes Python 0.05 µs
         each: bool = False,
         ticket: Ticket | None = None,
         wait: bool = True,
@@ -252,7 +252,7 @@ class LocalEngine:
         wait: bool,
     ) -> TaskId:
         """:meth:`submit` of what is packed already; ``args`` and ``kwargs`` are only shown."""
-        # Measured, no-op tasks: pickling 0.4 µs, the rest 0.8 µs, of which the lock is 0.1.
+        # Measured, `put` of a number: 1.4 µs, of which the lock is 0.2; of what is pickled, 1.7.
         with self._lock:
             if self._last < self._limit or self._admits(wait):
                 record = record_of(payload, shipped, args, kwargs, ticket)
@@ -285,7 +285,7 @@ class LocalEngine:
 
     def _sends(self, task: TaskId, payload: Payload | Plain, shipped: Shipped | None) -> bool:
         """With the lock held: whether an idle worker was sent the task, from here."""
-        if self._inbox or not isinstance(payload, bytes | tuple) or len(payload) > SMALL:
+        if self._inbox or not isinstance(payload, (bytes, tuple)) or len(payload) > SMALL:
             return False  # in their order; and without a copy of much
         try:
             self._lent = offer = self._offers.pop()

@@ -67,7 +67,7 @@ __all__ = [
     "unpack_tasks",
 ]
 
-TASK = 1  # number: dispatch; payload: pickled (args, kwargs)
+TASK = 1  # number: dispatch; payload: see wire.pickling.dump_call
 TASKS = 5  # number: the first dispatch; payload: see pack_tasks
 FUNCTION = 2  # number: function; payload: it, pickled. The tasks that follow are of it.
 SELECT = 3  # number: a function that was sent before, or 0: the job's own. The tasks that follow are of it.

@@ -181,7 +181,8 @@ class Slots:
             ends.die(ends.INTERNAL, f"internal error in {who}: {type(error).__name__}: {error}")
 
     def _work(self, slot: int, place: WorkersPlace) -> None:
-        # Measured, no-op tasks: 1.7 µs each, of which to take one and note it 0.4, pickling 0.6, the outbox 0.3.
+        # Measured, no-op tasks: 1.3 µs each, of which the outbox 0.3, to note its beginning and its end 0.2; one whose
+        # arguments and result are pickled 1.9.
         tasks, taking, outbox, worn = self._tasks, self._taking, self._outbox, self._job.lifecycle is not None
         task: _Task | None
         now = monotonic()
