@@ -25,8 +25,8 @@ from .memory import anonymous_file
 __all__ = ["Link", "Offer", "Parcel", "open_link"]
 
 Parcel: TypeAlias = tuple[Any, ...]
-"""What is to be sent of a task: its arguments, plain or pickled, and the function that it brings along; more may
-follow."""
+"""What is to be sent of a task: its pickled arguments, ``None`` if they are plain; the function that it brings along;
+and, after three that are nothing to this, plain arguments: see ``local.records``."""
 
 _JOIN_MOST = 1 << 16  # below, one copy is cheaper than a longer vector
 _VECTOR_MOST = 256
@@ -36,6 +36,8 @@ system's own 208 KiB, for three of them fill it; 9,000 with 512 KiB, 11,300 with
 
 _NAME_MOST = 200
 """Bytes of the name of a memory file, for which Linux has 249; something is added to it."""
+
+_ARGUMENTS = 5  # where they begin
 
 _MOMENT = 0.0001  # seconds; a system call that doesn't block takes a tenth
 
@@ -139,6 +141,8 @@ class Link:
         small: list[bytes | Plain] = []
         for seq, parcel in tasks:
             payload = parcel[0]
+            if payload is None:
+                payload = parcel[_ARGUMENTS:]
             if parcel[1] is not self._function:
                 self._pack(small, seq, parts)
                 self._select(parcel[1], parts)

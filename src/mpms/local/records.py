@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Record", "record_of", "shown", "ticket_of"]
 
 Record: TypeAlias = tuple[Any, ...]
-"""Arguments as they are sent; the function that it brings along; keyword arguments, if there are some; time of
-acceptance, by the wall clock, for it is shown to people; who gets the outcome in place of the sink; and then the
-arguments.
+"""Pickled arguments, ``None`` if they are plain; the function that it brings along; keyword arguments, if there are
+some; time of acceptance, by the wall clock, for it is shown to people; who gets the outcome in place of the sink; and
+then, from the sixth on, the arguments.
 
 One tuple, and no empty dict: of numbers and strings alone, Python's collector forgets it at its first look. Two in one
 another, or with a dict, it looks at a million records again and again, which takes a microsecond for each new task.
@@ -33,7 +33,7 @@ def record_of(
     kwargs: Mapping[str, Any],
     ticket: Ticket | None,
 ) -> Record:
-    return (payload, shipped, kwargs or None, time(), ticket, *args)
+    return (None if payload is args else payload, shipped, kwargs or None, time(), ticket, *args)
 
 
 def ticket_of(record: Record) -> Ticket | None:
