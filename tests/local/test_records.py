@@ -25,12 +25,32 @@ def test_a_record_has_what_is_shown_of_a_task() -> None:
     assert shown(7, record_of(b"", None, (), {}, None))[1:3] == ((), {})  # type: ignore[arg-type]
 
 
+def test_a_record_has_plain_arguments_once() -> None:
+    args = (1, "a")
+    record = record_of(args, None, args, {}, None)
+    assert record[0] is None
+    assert shown(7, record)[:3] == (7, (1, "a"), {})  # type: ignore[arg-type]
+    assert record_of((), None, (), {}, None)[0] is None
+
+
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="its collector has no such lists")
-def test_the_collector_forgets_a_record_of_numbers_and_words() -> None:
-    """A million of them that wait would have it look at each again and again."""
-    record = record_of(b"pickled", None, (1, "a", None, 2.5), {}, None)
-    gc.collect()
-    assert not gc.is_tracked(record)
+@pytest.mark.parametrize("args", [(1, "a", None, 2.5), (1, "a" * 1000, 10**30)], ids=["plain", "pickled"])
+def test_the_collector_forgets_what_waits_at_its_first_look(any_method: Any, args: tuple[Any, ...]) -> None:
+    """A million tasks that wait would have it look at each again and again."""
+    with meeting() as place, MPMS(meet_first, processes=1, threads=1, start_method=any_method) as pool:
+        pool.put(place.address)
+        guest = place.arrive()
+        engine: Any = pool._engine
+        for _ in range(20):
+            pool.put("", *args)
+            gc.collect(0)
+            assert not gc.is_tracked(engine._records[pool.total_count])
+        guest.release()
+
+
+def meet_first(address: str, *_: object) -> None:
+    if address:
+        meet(address)
 
 
 def test_tasks_that_have_to_wait_wake_nobody(any_method: Any) -> None:
