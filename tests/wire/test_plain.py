@@ -26,7 +26,10 @@ class Text(str):
 Pair = namedtuple("Pair", "a b")
 
 PLAIN = [None, True, False, 0, -1, 2**64 - 1, 1 - 2**64, 0.5, float("inf"), "", "é" * 500, "\ud800", b"", b"x" * 500]
-OTHERS = [2**64, -(2**64), "x" * 501, b"x" * 501, 1j, bytearray(b"x"), [], (), {}, object(), Colour.RED, Text("x"), int]
+OTHERS = [
+    *(2**64, -(2**64), "x" * 501, b"x" * 501, 1j, bytearray(b"x"), [], (), {}),
+    *(object(), int, Colour.RED, Text("x"), Pair(1, 2)),
+]
 
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: repr(value)[:20])
