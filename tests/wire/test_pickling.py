@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mpms import errors
 from mpms.ids import TaskId
 from mpms.wire.failures import dump_error, load_error, unsendable
-from mpms.wire.pickling import dump, dump_call, dump_for_child, load
+from mpms.wire.pickling import _NAMELESS, dump, dump_call, dump_for_child, load
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.binary(),
@@ -401,6 +401,15 @@ def test_a_large_buffer_is_not_copied_where_it_arrives_and_two_of_them_do_not_ke
     value, other = load(bytearray(dump(buffered(1 << 20, 1 << 20))))
     assert isinstance(value.memory, bytearray)
     assert isinstance(other.memory, bytearray)
+
+
+def test_the_shortest_names_of_a_script_go_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has another ``__main__``, so what names it must not travel by name, however short it is."""
+    short = type("C", (), {"__module__": "__main__", "__qualname__": "C"})
+    monkeypatch.setattr(sys.modules["__main__"], "C", short, raising=False)
+    assert len(pickle.dumps(short, 5)) == _NAMELESS
+    assert dump(short)[0] != 0x80
+    assert dump_call((short,), {})[0] != 0x80
 
 
 def test_large_buffers_are_as_they_were_when_they_were_pickled() -> None:

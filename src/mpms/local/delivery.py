@@ -19,7 +19,7 @@ from ..wire.failures import load_error, said
 from ..wire.messages import PLAIN, RETURNED, SMALL
 from ..wire.pickling import load
 from .evidence import Who
-from .records import Record, shown
+from .records import ARGUMENTS, Record, shown
 from .verdicts import Maker
 
 __all__ = ["Delivery", "Results"]
@@ -110,7 +110,7 @@ class Delivery:
                 continue
             self._count += 1
             if record[4] is None:
-                yield task, record[5:], record[2] or {}, value, failure
+                yield task, record[ARGUMENTS:], record[2] or {}, value, failure
             else:
                 self._settle(record[4], failure or Returned(value))
 
@@ -123,7 +123,7 @@ class Delivery:
                 continue
             self._count += 1
             if record[4] is None:
-                yield task, record[5:], record[2] or {}, None, failure
+                yield task, record[ARGUMENTS:], record[2] or {}, None, failure
             else:
                 self._settle(record[4], failure)
 

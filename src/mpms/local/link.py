@@ -21,6 +21,7 @@ from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain,
 from . import descriptors
 from .functions import Shipped
 from .memory import anonymous_file
+from .records import ARGUMENTS
 
 __all__ = ["Link", "Offer", "Parcel", "open_link"]
 
@@ -36,8 +37,6 @@ system's own 208 KiB, for three of them fill it; 9,000 with 512 KiB, 11,300 with
 
 _NAME_MOST = 200
 """Bytes of the name of a memory file, for which Linux has 249; something is added to it."""
-
-_ARGUMENTS = 5  # where they begin
 
 _MOMENT = 0.0001  # seconds; a system call that doesn't block takes a tenth
 
@@ -142,7 +141,7 @@ class Link:
         for seq, parcel in tasks:
             payload = parcel[0]
             if payload is None:
-                payload = parcel[_ARGUMENTS:]
+                payload = parcel[ARGUMENTS:]
             if parcel[1] is not self._function:
                 self._pack(small, seq, parts)
                 self._select(parcel[1], parts)

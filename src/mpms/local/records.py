@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from ..wire.messages import Plain
     from .functions import Shipped
 
-__all__ = ["Record", "record_of", "shown", "ticket_of"]
+__all__ = ["ARGUMENTS", "Record", "record_of", "shown", "ticket_of"]
 
 Record: TypeAlias = tuple[Any, ...]
 """Pickled arguments, ``None`` if they are plain; the function that it brings along; keyword arguments, if there are
 some; time of acceptance, by the wall clock, for it is shown to people; who gets the outcome in place of the sink; and
-then, from the sixth on, the arguments.
+then, from ``ARGUMENTS`` on, the arguments.
 
 One tuple, and no empty dict: of numbers and strings alone, Python's collector forgets it at its first look. Two in one
 another, or with a dict, it looks at a million records again and again, which takes a microsecond for each new task.
 """
+
+
+ARGUMENTS = 5
 
 
 def record_of(
@@ -43,4 +46,4 @@ def ticket_of(record: Record) -> Ticket | None:
 
 def shown(task: TaskId, record: Record) -> tuple[TaskId, tuple[Any, ...], Mapping[str, Any], float]:
     """Its number, arguments, keyword arguments, time of acceptance."""
-    return task, record[5:], record[2] or {}, record[3]
+    return task, record[ARGUMENTS:], record[2] or {}, record[3]

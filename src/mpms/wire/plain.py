@@ -25,6 +25,8 @@ def is_plain(value: Any) -> bool:
 
 
 def are_plain(args: tuple[Any, ...]) -> bool:
+    if len(args) > _ARGUMENTS_MOST:
+        return False
     for value in args:  # as above: a call for each would take as long as all that it asks
         kind = type(value)
         if kind is str or kind is bytes:
@@ -35,4 +37,4 @@ def are_plain(args: tuple[Any, ...]) -> bool:
                 return False
         elif not (value is None or kind is bool or kind is float):
             return False
-    return len(args) <= _ARGUMENTS_MOST
+    return True
