@@ -390,14 +390,14 @@ MUTANTS = [
     Mutant(
         "a worker that is to give back is given tasks",
         "dispatch.py",
-        "return [w for w in self._fleet.in_phase(Serving) if not w.recalling]\n\n    def _has_work",
-        "return self._fleet.in_phase(Serving)\n\n    def _has_work",
+        "if isinstance(w.phase, Serving) and not w.recalling and not w.ward]",
+        "if isinstance(w.phase, Serving) and not w.ward]",
     ),
     Mutant(
         "a retiring worker is given tasks",
         "dispatch.py",
-        "return [w for w in self._fleet.in_phase(Serving) if not w.recalling]\n\n    def _has_work",
-        "return [w for w in self._fleet.in_phase(Serving, Retiring) if not w.recalling]\n\n    def _has_work",
+        "if isinstance(w.phase, Serving) and not w.recalling and not w.ward]",
+        "if type(w.phase).__name__ in ('Serving', 'Retiring') and not w.recalling and not w.ward]",
     ),
     Mutant(
         "a full worker takes the share of an idle one",
@@ -516,8 +516,8 @@ MUTANTS = [
     Mutant(
         "with a limited rate tasks are sent in advance",
         "dispatch.py",
-        "for in_advance in (False, True) if self._limits.max_rate is None else (False,):",
-        "for in_advance in (False, True):",
+        "may_wait = self._limits.max_rate is None",
+        "may_wait = True",
     ),
     Mutant(
         "the next start within the rate is not waited for",
@@ -842,5 +842,17 @@ MUTANTS = [
         "fates.py",
         "blamed=True if worker.ward and not event.orphaned else None)",
         "blamed=True if worker.ward else None)",
+    ),
+    Mutant(
+        "the ward is given tasks like any other worker",
+        "dispatch.py",
+        "if isinstance(w.phase, Serving) and not w.recalling and not w.ward]",
+        "if isinstance(w.phase, Serving) and not w.recalling]",
+    ),
+    Mutant(
+        "what waits in advance goes before the tasks for idle threads",
+        "dispatch.py",
+        "            idle = [self._room(worker) for worker in takers]",
+        "            idle = shares",
     ),
 ]

@@ -267,6 +267,18 @@ def test_a_worker_out_of_budget_does_not_keep_tasks_from_the_others() -> None:
     assert len(pool.held(3)) == 4
 
 
+def test_a_thread_that_is_idle_comes_before_one_that_would_have_another_task_in_advance() -> None:
+    pool = Pool(processes=1).up()
+    pool.works_fast(1)
+    pool.submits(2)
+    pool.happens(Resized(2))
+    pool.up()
+    pool.submits(2)
+    assert (len(pool.held(1)), len(pool.held(2))) == (2, 2)
+    pool.submits(3)
+    assert (len(pool.held(1)), len(pool.held(2))) == (5, 2)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_fast_worker_gets_tasks_in_advance(threads: int) -> None:
     pool = Pool(processes=1, threads=threads).up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -486,10 +487,20 @@ def test_a_stop_does_not_wait_for_a_fork_server_that_was_stopped(new_pool: NewPo
     assert world.host.verdicts == {1: AbandonedTask(started=True)}
 
 
-def test_a_worker_that_sends_nonsense_is_killed_and_costs_nobody_else(new_pool: NewPool) -> None:
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x80\x05cos\nsystem\n.",
+        pickle.dumps(5),
+        pickle.dumps(((1, 2), (RETURNED, RETURNED), (b"",))),
+        pickle.dumps((([1],), (RETURNED,), (b"",))),
+        pickle.dumps(((1,), "R", (b"",))),
+    ],
+)
+def test_a_worker_that_sends_nonsense_is_killed_and_costs_nobody_else(new_pool: NewPool, nonsense: bytes) -> None:
     world = up(new_pool(processes=2), tasks=2)
     mad, sane = worker(world, 1), worker(world, 2)
-    mad.say(RESULTS, 1, b"\x80\x05cos\nsystem\n.")
+    mad.say(RESULTS, 1, nonsense)
     world.run(2.0)
     assert mad.gone
     assert sane.lives

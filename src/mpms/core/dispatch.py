@@ -115,7 +115,8 @@ class Dispatcher:
         return policy.running_limit(self._limits, self._ledger.of(task))
 
     def _takers(self) -> list[Worker]:
-        return [w for w in self._fleet.in_phase(Serving) if not w.recalling]
+        workers = self._fleet.workers.values()
+        return [w for w in workers if isinstance(w.phase, Serving) and not w.recalling and not w.ward]
 
     def _has_work(self) -> bool:
         return bool(self._ledger.ready or self._ledger.suspects)
@@ -128,20 +129,24 @@ class Dispatcher:
     def _share_out(self, ready: int, now: float, effects: list[Effect]) -> int:
         """First a task for every idle thread, then some in advance. How many of those that are ready."""
         takers = self._takers()
-        shares = [0] * len(takers)
-        allowed = left = self._allowed(ready)
         # With a limited rate nothing is sent in advance, so that being sent is as good as being started.
-        for in_advance in (False, True) if self._limits.max_rate is None else (False,):
-            rooms = [self._room(w, w.ahead if in_advance else 0) - s for w, s in zip(takers, shares, strict=True)]
-            more = policy.spread(left, rooms)
-            left -= sum(more)
-            shares = list(map(add, shares, more))
-            if not left:
-                break
+        may_wait = self._limits.max_rate is None
+        allowed = self._allowed(ready)
+        shares = [self._room(worker, worker.ahead if may_wait else 0) for worker in takers]
+        # In a busy pool there is enough for each to get all that it may hold; else idle threads come first.
+        if sum([share for share in shares if share > 0]) > allowed:
+            idle = [self._room(worker) for worker in takers]
+            shares = first = policy.spread(allowed, idle)
+            left = allowed - sum(first)
+            if left:
+                rooms = [self._room(w, w.ahead) - share for w, share in zip(takers, first, strict=True)]
+                shares = list(map(add, first, policy.spread(left, rooms)))
+        given = 0
         for worker, share in zip(takers, shares, strict=True):
-            if share:
+            if share > 0:
+                given += share
                 effects.append(Dispatch(worker.id, self._give(worker, self._ledger.take(share), now)))
-        return allowed - left
+        return given
 
     def _try_a_suspect(self, now: float, effects: list[Effect]) -> None:
         """One at a time, in a worker that runs nothing else: whoever ends that one is found out."""
@@ -158,7 +163,8 @@ class Dispatcher:
 
     def _give(self, worker: Worker, tasks: list[TaskId], now: float) -> list[tuple[Seq, TaskId]]:
         self._tokens -= len(tasks)
-        self._watch_time(worker, tasks, now)
+        if self._running_limit is not None or self._ledger.options:
+            self._watch_time(worker, tasks, now)
         if self._limits.watch_memory and worker.memory_at is None:
             worker.memory_at = now + policy.MEMORY_SECONDS
             self._timed = True

@@ -58,8 +58,9 @@ class Fates:
         self._ledger.settle_all(settled)
         if settled:
             self.out.append(Settle(settled))
-        # No more than were settled: the failure of one that is late was its timeout.
-        self._note_failures(min(event.failed - retried, len(settled)))
+        if event.failed:
+            # No more than were settled: the failure of one that is late was its timeout.
+            self._note_failures(min(event.failed - retried, len(settled)))
         return retried > 0
 
     # Those that had not started

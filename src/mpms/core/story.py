@@ -44,7 +44,7 @@ class Story:
         self._steps: deque[_Step] = deque(maxlen=_LENGTH)
 
     def add(self, now: float, events: Sequence[Event], effects: Sequence[Effect]) -> None:
-        self._steps.append((now, [_brief(event) for event in events], [_brief(effect) for effect in effects]))
+        self._steps.append((now, _brief(events), _brief(effects)))
 
     def lines(self) -> list[str]:
         return [
@@ -61,14 +61,15 @@ class Story:
                 continue
 
 
-def _brief(thing: Event | Effect) -> _Told:
-    field = _BATCHES.get(type(thing))
-    if field is None:
-        return thing
-    batch = getattr(thing, field)
-    if len(batch) <= _BATCH_MOST:
-        return thing
-    return Excerpt(thing.replace(**{field: batch[:_BATCH_MOST]}), len(batch))
+def _brief(things: Sequence[Event | Effect]) -> list[_Told]:
+    told: list[_Told] = []
+    for thing in things:
+        field = _BATCHES.get(type(thing))
+        if field is None or len(batch := getattr(thing, field)) <= _BATCH_MOST:
+            told.append(thing)
+        else:
+            told.append(Excerpt(thing.replace(**{field: batch[:_BATCH_MOST]}), len(batch)))
+    return told
 
 
 def _short(thing: object) -> str:

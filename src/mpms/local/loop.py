@@ -266,28 +266,29 @@ class Loop:
     def _hear(self, link: Link, messages: Sequence[Message]) -> None:
         worker = link.worker
         seqs: list[Any] = []
-        retry: set[Seq] = set()
+        retry: list[Seq] = []
         failed = 0
         for kind, number, payload in messages:
             if kind == wire.RESULTS:
                 try:
                     finished, kinds, payloads = wire.unpack_results(payload)
+                    self._results.update(zip(finished, zip(kinds, payloads)))  # noqa: B905  (one is as long as another)
+                    values = kinds.count(wire.PLAIN) + kinds.count(wire.RETURNED)
                 except Exception:  # its memory was overwritten: nothing that it says can be believed
                     self._host.say(logging.ERROR, "mpms %s (pid %s) sends nonsense, and is killed", link.name, link.pid)
                     self._events.append(LinkLost(worker))
                     break
                 seqs += finished
-                self._results.update(zip(finished, zip(kinds, payloads, strict=True), strict=True))
-                if (more := len(kinds) - kinds.count(wire.PLAIN) - kinds.count(wire.RETURNED)) > 0:
-                    failed += more
-                    retry.update(Seq(seq) for seq, how in zip(finished, kinds, strict=True) if how == wire.RETRY)
+                if values < len(kinds):
+                    failed += len(kinds) - values
+                    retry += [Seq(seq) for seq, how in zip(finished, kinds, strict=True) if how == wire.RETRY]
             elif kind in (wire.RETURNED, wire.RAISED, wire.RETRY):
                 seqs.append(number)
                 self._results[number] = kind, payload
                 if kind != wire.RETURNED:
                     failed += 1
                 if kind == wire.RETRY:
-                    retry.add(Seq(number))
+                    retry.append(Seq(number))
             elif kind == wire.READY:
                 self._memory.weigh(link)
                 self._events.append(WorkerReady(worker))

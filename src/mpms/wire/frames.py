@@ -56,7 +56,7 @@ class Decoder:
     @property
     def wanted(self) -> int:
         """How many bytes to read next: more while a large message is under way."""
-        return min(max(self._missing, _READ), _READ_MOST)
+        return _READ if self._missing <= _READ else min(self._missing, _READ_MOST)
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that ``data`` completes."""

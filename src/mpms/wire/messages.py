@@ -158,7 +158,9 @@ def unpack_results(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], tuple
     """The dispatches, their kinds, their payloads. Raises anything for what :func:`pack_results` has not made."""
     columns: tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]] = _Unpickler(io.BytesIO(data)).load()
     seqs, kinds, payloads = columns
-    return seqs, kinds, payloads
+    if not len(seqs) == len(kinds) == len(payloads):
+        raise pickle.UnpicklingError("a batch of results has columns of different lengths")
+    return columns
 
 
 class _Unpickler(pickle.Unpickler):
