@@ -390,14 +390,14 @@ MUTANTS = [
     Mutant(
         "a worker that is to give back is given tasks",
         "dispatch.py",
-        "if isinstance(w.phase, Serving) and not w.recalling and not w.ward]",
-        "if isinstance(w.phase, Serving) and not w.ward]",
+        "return isinstance(worker.phase, Serving) and not worker.recalling and not worker.ward",
+        "return isinstance(worker.phase, Serving) and not worker.ward",
     ),
     Mutant(
         "a retiring worker is given tasks",
         "dispatch.py",
-        "if isinstance(w.phase, Serving) and not w.recalling and not w.ward]",
-        "if type(w.phase).__name__ in ('Serving', 'Retiring') and not w.recalling and not w.ward]",
+        "return isinstance(worker.phase, Serving) and not worker.recalling and not worker.ward",
+        "return type(worker.phase).__name__ in ('Serving', 'Retiring') and not worker.recalling and not worker.ward",
     ),
     Mutant(
         "a full worker takes the share of an idle one",
@@ -792,32 +792,26 @@ MUTANTS = [
     Mutant(
         "offers don't care for a limited rate, nor for free memory",
         "dispatch.py",
-        "        if self._is_limited:\n            return []\n",
-        "",
+        "        if not self._is_limited:\n            for worker",
+        "        if True:\n            for worker",
     ),
     Mutant(
         "who is to answer is offered tasks",
         "dispatch.py",
-        "for worker in self._takers() if not worker.sent",
-        "for worker in self._fleet.in_phase(Serving) if not worker.sent",
+        "if not worker.sent and self._takes(worker) and",
+        "if not worker.sent and isinstance(worker.phase, Serving) and not worker.ward and",
     ),
     Mutant(
         "who has run its share is offered tasks",
         "dispatch.py",
-        "if not worker.sent and self._room(worker) > 0]\n        return [(id",
-        "if not worker.sent]\n        return [(id",
+        "if not worker.sent and self._takes(worker) and self._room(worker) > 0:",
+        "if not worker.sent and self._takes(worker):",
     ),
     Mutant(
         "who has something to do is offered more",
         "dispatch.py",
-        "if not worker.sent and self._room(worker) > 0]\n        return [(id",
-        "if self._room(worker) > 0]\n        return [(id",
-    ),
-    Mutant(
-        "a task that took an offer has the number of another dispatch",
-        "dispatch.py",
-        "        self._last_seq = seq - 1  #",
-        "        #",
+        "if not worker.sent and self._takes(worker) and self._room(worker) > 0:",
+        "if self._takes(worker) and self._room(worker) > 0:",
     ),
     Mutant(
         "a task that took an offer isn't counted",
@@ -846,8 +840,8 @@ MUTANTS = [
     Mutant(
         "the ward is given tasks like any other worker",
         "dispatch.py",
-        "if isinstance(w.phase, Serving) and not w.recalling and not w.ward]",
-        "if isinstance(w.phase, Serving) and not w.recalling]",
+        "return isinstance(worker.phase, Serving) and not worker.recalling and not worker.ward",
+        "return isinstance(worker.phase, Serving) and not worker.recalling",
     ),
     Mutant(
         "what waits in advance goes before the tasks for idle threads",

@@ -183,7 +183,7 @@ class World:
         self.results: set[Seq] = set()  # a worker has it, or the pool
         self.outcomes: dict[TaskId, str] = {}
         self.answers: list[Event] = []  # of the shell, to be told next
-        self.taken: list[Event] = []  # offers, to be told before all else
+        self.taken: list[Event] = []  # the offer, to be told before all else
         self.coming: Sequence[Event] = ()  # what is to be told right after that
         self.stopped: Stopped | None = None
         self.cursed = False  # no worker comes up any more
@@ -225,23 +225,24 @@ class World:
         if nothing_else and not needed:
             assert self.dispatched == sent, "it was to be told of these tasks, and said that it needn't"
 
-    def submit_to_the_idle(self, most: int) -> list[Process]:
-        """Tasks, as long as there are offers: those workers have them before the pool hears of it. Who took which."""
-        takers = []
-        for worker, seq in self.machine.offers()[: most if not self.taken else 0]:
-            self.submitted += 1
-            task = TaskId(self.submitted)
-            process = self._process(worker)
-            assert not process.running
-            assert not process.inbox
-            assert not self.machine.ledger.ready, "others wait"
-            self._given(process, [(seq, task)])
-            self.just_sent.remove(task)  # but before all that are sent in this step
-            self.sent_before.add(task)
-            self.taken.append(OfferTaken(worker, seq, task))
-            takers.append(process)
-            reach("an offer was taken")
-        return takers
+    def submit_to_the_idle(self) -> Process | None:
+        """A task, if there is an offer: that worker has it before the pool hears of it. Who took it."""
+        offered = None if self.taken else self.machine.offer()
+        if offered is None:
+            return None
+        worker, seq = offered
+        self.submitted += 1
+        task = TaskId(self.submitted)
+        process = self._process(worker)
+        assert not process.running
+        assert not process.inbox
+        assert not self.machine.ledger.ready, "others wait"
+        self._given(process, [(seq, task)])
+        self.just_sent.remove(task)  # but before all that are sent in this step
+        self.sent_before.add(task)
+        self.taken.append(OfferTaken(worker, seq, task))
+        reach("an offer was taken")
+        return process
 
     def deliver(self, process: Process, count: int | None = None) -> list[Event]:
         """Take up to ``count`` messages out of its socket."""

@@ -124,8 +124,8 @@ class Host:
         orders, self._orders = self._orders, []
         return orders
 
-    def offer(self, offers: list[Offer]) -> None:
-        self._offers = offers
+    def offer(self, offer: Offer) -> None:
+        self._offers = [offer]
 
     def withdraw(self) -> None:
         self._offers = []

@@ -75,16 +75,17 @@ class Dispatcher:
         timed, self._timed = self._timed, False
         return timed
 
-    def offers(self) -> list[tuple[WorkerId, Seq]]:
-        """See ``PoolMachine.offers``."""
-        if self._is_limited:
-            return []
-        idle = [worker.id for worker in self._takers() if not worker.sent and self._room(worker) > 0]
-        return [(id, Seq(seq)) for seq, id in enumerate(idle, self._last_seq + 1)]
+    def offer(self) -> tuple[WorkerId, Seq] | None:
+        """See ``PoolMachine.offer``."""
+        if not self._is_limited:
+            for worker in self._fleet.workers.values():
+                if not worker.sent and self._takes(worker) and self._room(worker) > 0:
+                    return worker.id, Seq(self._last_seq + 1)
+        return None
 
     def taken(self, id: WorkerId, seq: Seq, task: TaskId, now: float) -> None:
         """The task was sent to the worker as it was offered."""
-        self._last_seq = seq - 1  # what was offered below it was not taken, and never will be
+        assert seq == self._last_seq + 1
         self._give(self._fleet.workers[id], [task], now)
 
     def rest(self) -> None:
@@ -115,8 +116,10 @@ class Dispatcher:
         return policy.running_limit(self._limits, self._ledger.of(task))
 
     def _takers(self) -> list[Worker]:
-        workers = self._fleet.workers.values()
-        return [w for w in workers if isinstance(w.phase, Serving) and not w.recalling and not w.ward]
+        return [worker for worker in self._fleet.workers.values() if self._takes(worker)]
+
+    def _takes(self, worker: Worker) -> bool:
+        return isinstance(worker.phase, Serving) and not worker.recalling and not worker.ward
 
     def _has_work(self) -> bool:
         return bool(self._ledger.ready or self._ledger.suspects)

@@ -149,11 +149,11 @@ class PoolMachine:
         """Whether a new task makes a difference: while others wait, what happens or is due will see to all of them."""
         return not self.ledger.ready
 
-    def offers(self) -> list[tuple[WorkerId, Seq]]:
-        """Idle workers, each with a dispatch as which it may be sent the next task that is submitted, by who submits
-        it. That holds until the next call of :meth:`handle`, which is to come soon when one was taken, and whose events
-        begin with those that were."""
-        return self._dispatcher.offers()
+    def offer(self) -> tuple[WorkerId, Seq] | None:
+        """An idle worker, and the dispatch as which it may be sent the next task that is submitted, by who submits it.
+        That holds until the next call of :meth:`handle`, which is to come soon when it was taken, and whose events
+        begin with that."""
+        return self._dispatcher.offer()
 
     @property
     def slack(self) -> int:

@@ -67,7 +67,7 @@ class TasksSubmitted(Record):
 
 
 class OfferTaken(Record):
-    """A task was accepted, and who submitted it has sent it as a dispatch that was offered: see ``PoolMachine.offers``.
+    """A task was accepted, and who submitted it has sent it as a dispatch that was offered: see ``PoolMachine.offer``.
     Told before all that its worker has said since."""
 
     worker: WorkerId

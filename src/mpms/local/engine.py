@@ -104,7 +104,7 @@ class LocalEngine:
         self._intake = 0  # of what was in it and isn't in the ledger yet
         self._options: dict[TaskId, TaskOptions] = {}  # of what is in the inbox, and has some
         self._orders: deque[Event] = deque()
-        self._offers: list[Offer] = []  # while the supervisor sleeps
+        self._offers: list[Offer] = []  # one, while the supervisor sleeps and nobody has taken it
         self._lent: Offer | None = None  # the one that was taken last
         self._stop_due = math.inf  # when all is to be answered, whatever hangs
         self._answered = threading.Event()  # all is
@@ -483,8 +483,8 @@ class LocalEngine:
         options = {task: self._options.pop(task) for task in tasks if task in self._options} if self._options else {}
         return [TasksSubmitted(tasks, options), *orders]
 
-    def offer(self, offers: list[Offer]) -> None:
-        self._offers = offers
+    def offer(self, offer: Offer) -> None:
+        self._offers = [offer]
 
     def withdraw(self) -> None:
         # Who has the lock for longer than a send takes is in a handler of a signal, which may wait for this thread.

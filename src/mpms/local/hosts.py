@@ -24,12 +24,12 @@ class Host(Protocol):
         """Whether there are some; ``tasks``: new tasks are some, too."""
         ...
 
-    def offer(self, offers: list[Offer]) -> None:
-        """While this thread sleeps, who submits a task may take one of them, from the end, and wakes it then."""
+    def offer(self, offer: Offer) -> None:
+        """While this thread sleeps, who submits a task may take it, and wakes it then."""
         ...
 
     def withdraw(self) -> None:
-        """Nobody takes one any more; who was about to, finds it closed."""
+        """Nobody takes it any more; who was about to, finds it closed."""
         ...
 
     def parcels(self, dispatches: Sequence[tuple[Seq, TaskId]]) -> list[tuple[int, Parcel]]: ...
