@@ -101,24 +101,28 @@ def meet_as(word: object, address: str) -> object:
     return meet(address, word)
 
 
-def refuse() -> None:
+def refuse(address: str) -> None:
+    meet(address)
     raise OSError("not today")
 
 
 def test_what_a_broken_pool_lost_goes_to_on_error_too(method: str) -> None:
     seen = Seen()
-    pool = MPMS(
-        go,
-        on_error=seen.error,
-        processes=1,
-        threads=1,
-        start_method=method,
-        process_initializer=refuse,
-        max_start_failures=1,
-    )
-    pool.put(1)
-    with pytest.raises(PoolBroken):
-        pool.join()
+    with meeting() as place:
+        pool = MPMS(
+            go,
+            on_error=seen.error,
+            processes=1,
+            threads=1,
+            start_method=method,
+            process_initializer=refuse,
+            process_initargs=(place.address,),
+            max_start_failures=1,
+        )
+        pool.put(1)
+        place.arrive().release()
+        with pytest.raises(PoolBroken):
+            pool.join()
     assert type(seen.errors[1]) is PoolBroken
     assert type(seen.errors[1].__cause__) is OSError
 
