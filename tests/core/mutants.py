@@ -838,6 +838,18 @@ MUTANTS = [
         "blamed=True if worker.ward else None)",
     ),
     Mutant(
+        "a worker that comes up is taken for a slow one",
+        "machine.py",
+        "        worker.ahead = max([other.ahead for other in self.fleet.in_phase(Serving)], default=0)\n",
+        "",
+    ),
+    Mutant(
+        "a worker that is due becomes due again with each task",
+        "dispatch.py",
+        "            worker.due_at = inf  # it is, from now on\n",
+        "",
+    ),
+    Mutant(
         "the ward is given tasks like any other worker",
         "dispatch.py",
         "return isinstance(worker.phase, Serving) and not worker.recalling and not worker.ward",

@@ -277,7 +277,34 @@ def test_a_thread_that_is_idle_comes_before_one_that_would_have_another_task_in_
     pool.submits(2)
     assert (len(pool.held(1)), len(pool.held(2))) == (2, 2)
     pool.submits(3)
-    assert (len(pool.held(1)), len(pool.held(2))) == (5, 2)
+    assert (len(pool.held(1)), len(pool.held(2))) == (4, 3)
+
+
+def test_a_worker_that_comes_up_is_taken_for_as_fast_as_the_others_until_it_has_shown_how_fast_it_is() -> None:
+    pool = Pool(processes=1).up()
+    pool.works_fast(1)
+    pool.happens(Resized(2))
+    pool.submits(100)
+    pool.up()
+    assert len(pool.held(2)) == 2 + 5
+    pool.finishes(2, *pool.held(2)[:2], after=0.1)
+    assert len(pool.held(2)) == 5
+    pool.finishes(2, *pool.held(2)[:4], after=0.1)
+    assert len(pool.held(2)) == 2
+
+
+def test_a_worker_is_due_once_it_was_given_most_of_what_it_may_run() -> None:
+    pool = Pool(processes=1, threads=1, lifecycle=20).up()
+    worker = pool.machine.fleet.workers[W1]
+    pool.submits(20)
+    while pool.started() == 1:
+        pool.finishes(1, *pool.held(1), after=0.1)
+    assert 14 <= worker.dispatched <= 19
+    assert isinstance(worker.phase, Serving)
+    due = worker.phase.due
+    assert due == pool.now
+    pool.finishes(1, *pool.held(1), after=0.1)
+    assert worker.phase == Serving(due, None), "its turn begins anew"
 
 
 @pytest.mark.parametrize("threads", [1, 2])

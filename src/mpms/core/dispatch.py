@@ -176,11 +176,10 @@ class Dispatcher:
         if not worker.dispatched:
             self._age(worker, now)
         worker.dispatched += len(tasks)
-        if self._budget is not None:
-            due = policy.due_at_count(self._limits, worker.id)
-            if due is not None and worker.dispatched >= due and isinstance(worker.phase, Serving):
-                worker.phase = worker.phase.replace(due=now)
-                self._timed = True
+        if worker.dispatched >= worker.due_at and isinstance(worker.phase, Serving):
+            worker.due_at = inf  # it is, from now on
+            worker.phase = worker.phase.replace(due=now)
+            self._timed = True
         # Measured: a third of the time that a comprehension takes.
         batch = cast("list[tuple[Seq, TaskId]]", list(enumerate(tasks, self._last_seq + 1)))
         self._last_seq += len(tasks)
@@ -199,6 +198,7 @@ class Dispatcher:
     def _age(self, worker: Worker, now: float) -> None:
         """Its life begins: who did nothing isn't worn, however long it waited."""
         self._timed = True
+        worker.due_at = policy.due_at_count(self._limits, worker.id)
         due, hard = policy.due_after(self._limits, worker.id), self._limits.lifecycle_duration_hard
         worker.phase = Serving(None if due is None else now + due, None if hard is None else now + hard)
 

@@ -7,6 +7,8 @@ Starting ──ready──▶ Serving ──due, dying, timeout, close──▶ 
 
 from __future__ import annotations
 
+from math import inf
+
 from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from ..typed import TypeAlias
@@ -56,6 +58,7 @@ class Worker:
         "check_at",
         "dispatched",
         "done",
+        "due_at",
         "hung",
         "id",
         "interrupted",
@@ -83,6 +86,7 @@ class Worker:
         self.interrupted: dict[Seq, float] = {}  # told to end by `TaskTimeout`, and since when
         self.overdue = False  # a task in it has run too long: that is why it ends
         self.dispatched = 0  # and not returned
+        self.due_at = inf  # the number of those at which it is to be rotated
         self.done = 0
         self.last_result = now  # or when it was given something to do after it had nothing
         self.ahead = 0  # tasks that it holds in advance, for as fast as it is

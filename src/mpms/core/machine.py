@@ -246,6 +246,8 @@ class PoolMachine:
         if worker is None or not isinstance(worker.phase, Starting):
             return
         self._staffing.came_up()
+        # Until it is known how fast it is, it is taken for as fast as the others.
+        worker.ahead = max([other.ahead for other in self.fleet.in_phase(Serving)], default=0)
         worker.phase = Serving(None, None)  # its age counts from its first task
 
     def _returned(self, id: WorkerId, floor: Seq, now: float) -> None:

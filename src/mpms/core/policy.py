@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from ..ids import TaskOptions
 from .limits import Limits
@@ -110,12 +111,12 @@ def due_after(limits: Limits, worker: int) -> float | None:
     return min(ages) * (0.8 + 0.2 * jitter(worker)) if ages else None
 
 
-def due_at_count(limits: Limits, worker: int) -> int | None:
-    """After how many tasks a worker is to be rotated: 70 % to 95 % of what its threads may run.
+def due_at_count(limits: Limits, worker: int) -> float:
+    """After how many tasks a worker is to be rotated: 70 % to 95 % of what its threads may run; ``inf``: never.
 
     Before all, since a replacement takes time to come up; its threads never run more than their share meanwhile.
     """
-    return None if limits.budget is None else max(1, int(limits.budget * (0.7 + 0.25 * jitter(worker))))
+    return inf if limits.budget is None else max(1, int(limits.budget * (0.7 + 0.25 * jitter(worker))))
 
 
 def running_limit(limits: Limits, options: TaskOptions) -> float | None:
