@@ -246,7 +246,8 @@ class PoolMachine:
         if worker is None or not isinstance(worker.phase, Starting):
             return
         self._staffing.came_up()
-        # Until it is known how fast it is, it is taken for as fast as the others.
+        # Until it is known how fast it is. With none in advance each of its threads would wait for every next task:
+        # that took 1 to 2 % of the rate of a pool that rotates every 100 tasks of 1 ms.
         worker.ahead = max([other.ahead for other in self.fleet.in_phase(Serving)], default=0)
         worker.phase = Serving(None, None)  # its age counts from its first task
 
