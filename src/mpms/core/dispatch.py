@@ -85,7 +85,7 @@ class Dispatcher:
 
     def taken(self, id: WorkerId, seq: Seq, task: TaskId, now: float) -> None:
         """The task was sent to the worker as it was offered."""
-        assert seq == self._last_seq + 1
+        assert seq == self._last_seq + 1, "it was not sent as it was offered"
         self._give(self._fleet.workers[id], [task], now)
 
     def rest(self) -> None:
