@@ -74,6 +74,10 @@ def test_an_idle_pool_does_not_switch_contexts(method: str) -> None:
         for word in range(100):
             pool.put(word)
         until(lambda: pool.finish_count == 100)
+        for word in range(100, 200):  # after such ones its threads look out for the next, before they sleep
+            pool.put(word)
+            while pool.finish_count <= word:
+                time.sleep(0)
         threading.Event().wait(0.2)
         before = [process.num_ctx_switches().voluntary for process in processes]
         threading.Event().wait(1.0)

@@ -88,13 +88,14 @@ class RandomHabits(Habits):
         self.small = random.choice([0, SMALL])
         self._whole = random.choice([0.3, 0.9, 1.0])
         self._startup = random.choice([0.001, 0.02, 0.5])
-        self._duration = random.choice([0.0002, 0.002, 0.05, 0.5])
+        self._duration = random.choice([0.00001, 0.0002, 0.002, 0.05, 0.5])
         self._bad_start = random.choice([0.0, 0.0, 0.05, 0.3])
         self._bad_load = random.choice([0.0, 0.0, 0.0, 0.2])
         self._dying = random.choice([0.0, 0.0, 0.03, 0.2])
         self._big = random.choice([0.0, 0.02, 0.2])
         self._heirs = random.choice([0.0, 0.0, 0.2])
         self._quantum = random.choice([0.0, 0.0, 0.001])
+        self._blink = random.choice([0.0, 0.0003])
 
     def _spread(self, seconds: float) -> float:
         return self.random.random() * 2 * seconds
@@ -103,7 +104,7 @@ class RandomHabits(Habits):
         return self._spread(self._latency)
 
     def blink(self) -> float:
-        return self.random.choice((0.0, 0.0, 0.00001, 0.0003))
+        return self.random.choice((0.0, 0.0, 0.00001, self._blink))
 
     def oversleep(self) -> float:
         return self._spread(self._quantum)

@@ -20,6 +20,9 @@ _numbers = itertools.count(1_000_000)  # more than this process has descriptors:
 
 _FEW = 40
 
+_LOOK = 2e-6
+"""Seconds that it takes to see that there is nothing."""
+
 _MOST_STEPS_AT_ONCE = 60
 """So many passes of the loop, with nothing that happened in the world and nothing waited for, are a busy loop."""
 
@@ -179,17 +182,21 @@ class Selector:
     def select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         world = self.world
         self._watch_for_busy_loop()
+        if timeout == 0:
+            world.now += _LOOK
         world.blink()
         until = None if timeout is None else world.now + timeout
         while True:
             ready = self._ready()
             if ready:
+                if timeout == 0 and world.loop._taken:
+                    world.reach("something came while it was looked out for")
                 return world.habits.order(ready)
             due = world.next_event()
             horizon = world.horizon
             if due is not None and (until is None or due <= until) and (horizon is None or due <= horizon):
                 world.happen()
-            elif until is not None and (horizon is None or until <= horizon):
+            elif until is not None and (horizon is None or until <= horizon or timeout == 0):
                 world.changes += until > world.now
                 world.now = max(world.now, until) + world.habits.oversleep()
                 return self._ready()

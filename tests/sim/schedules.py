@@ -63,6 +63,8 @@ class Schedule:
             self._at_random(
                 lambda count=count, size=size, some=some: host.submit(count, size, lambda: random.choice(some))
             )
+        for _ in range(random.choice([0, 0, 0, 60])):
+            self._at_random(lambda: host.submit(1))
         for _ in range(random.choice([0, 0, 3, 12])):
             self._at_random(self._cancels)
         faults = (

@@ -103,6 +103,79 @@ def test_what_did_not_fit_of_a_task_that_its_caller_sends_is_sent_when_there_is_
     assert list(world.host.results) == [1]
 
 
+class Brisk(Habits):
+    """A task is over in no time, and so is all that it takes to send it and its result."""
+
+    seconds = 0.00001
+
+    def duration(self) -> float:
+        return self.seconds
+
+    def latency(self) -> float:
+        return 0.00001
+
+
+class Lone:
+    """Tasks that are submitted when the one before is over, and the loop asleep."""
+
+    def __init__(self, world: World, habits: Brisk) -> None:
+        self._world = world
+        self._habits = habits
+        self._count = 0
+
+    def __call__(self, seconds: float) -> list[float]:
+        """When the core heard of something, counted from the submission, of one that takes so many seconds."""
+        self._habits.seconds = seconds
+        self._count += 1
+        world, count, times = self._world, self._count, list[float]()
+        began, decided = world.now + 0.00001, world.host.decided
+        world.after(began - world.now, lambda: world.host.submit(1))
+        world.host.decided = lambda: times.append(world.now - began)  # type: ignore[method-assign]
+        assert world.run(5.0, until=lambda: len(world.host.results) == count)
+        world.host.decided = decided  # type: ignore[method-assign]
+        return times
+
+
+def test_the_result_of_a_brisk_worker_is_looked_out_for(new_pool: NewPool) -> None:
+    lone = Lone(world := up(new_pool(habits := Brisk())), habits)
+    assert len(lone(0.00001)) == 2  # nothing was known of the worker, and the task was told at once
+    assert [len(lone(0.00001)) for _ in range(3)] == [1, 1, 1]
+    assert world.reached["something came while it was looked out for"] == 3
+
+
+def test_a_result_is_looked_out_for_for_a_moment_only(new_pool: NewPool) -> None:
+    """Then the core hears of the task, and so its deadlines hold."""
+    lone = Lone(up(new_pool(habits := Brisk())), habits)
+    lone(0.00001)
+    told, over = lone(0.5)
+    assert 0.00004 < told < 0.0001
+    assert over > 0.5
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.5])
+def test_nothing_is_looked_out_for_after_a_task_that_took_longer(new_pool: NewPool, seconds: float) -> None:
+    lone = Lone(world := up(new_pool(habits := Brisk())), habits)
+    lone(0.00001)
+    lone(seconds)
+    before = world.reached["something came while it was looked out for"]
+    assert len(lone(0.00001)) == 2
+    assert world.reached["something came while it was looked out for"] == before
+    assert len(lone(0.00001)) == 1  # as that one was short
+
+
+def test_nothing_is_looked_out_for_of_a_worker_while_another_one_is_at_the_last_task(new_pool: NewPool) -> None:
+    world = up(new_pool(habits := Brisk(), processes=2))
+    habits.seconds = 1.0
+    world.host.submit(1)
+    world.run(0.0001)
+    habits.seconds = 0.00001
+    world.host.submit(1)
+    world.run(0.01)
+    assert world.reached["an offer was taken"] == 2
+    assert list(world.host.results) == [2]
+    assert not world.reached["something came while it was looked out for"]
+
+
 def test_an_order_that_comes_as_the_loop_falls_asleep_wakes_it(new_pool: NewPool) -> None:
     world = up(new_pool(Busy()))
 

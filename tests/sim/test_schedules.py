@@ -16,7 +16,7 @@ import pytest
 
 from .schedules import Schedule
 
-_SEEDS = 400
+_SEEDS = 500
 _ONE = os.environ.get("MPMS_SIM_SEED")
 _FUZZ = bool(os.environ.get("MPMS_FUZZ"))
 _FUZZ_SECONDS = float(os.environ.get("MPMS_FUZZ_SECONDS") or 300)
@@ -86,6 +86,7 @@ WANTED = {
     "reset while writing",
     "retired before it began",
     "rotation",
+    "something came while it was looked out for",
     "start timeout",
     "stopped with running tasks",
     "task begun again",

@@ -85,6 +85,7 @@ class World:
                 lambda: self.now,
                 name="sim",
                 memory=MemoryLimits(soft=1000 if limits.watch_memory else None),
+                looks_out=True,
             )
 
     # Time

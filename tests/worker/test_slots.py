@@ -8,6 +8,8 @@ import select
 import socket
 import threading
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from mpms.wire import chunks
 from mpms.wire.chunks import Each
 from mpms.wire.failures import load_error
 from mpms.wire.frames import Message, encode
+from mpms.wire.lookout import look_out
 from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
 from mpms.wire.pickling import load
 from mpms.worker import ends
@@ -371,3 +374,101 @@ def test_a_chunk_that_begins_while_the_main_thread_goes_to_sleep_is_watched(
     looks = iter([False, True])
     monkeypatch.setattr(slots.slots, "_has_chunks", lambda: next(looks))
     assert slots.slots.tend() == chunks.CHUNK_SECONDS
+
+
+# Looking out for the next task
+
+
+class Looks:
+    """What ``look_out`` was asked by the threads, and what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+        self.began = threading.Semaphore(0)
+        self.ended = threading.Semaphore(0)
+        self.in_vain = False
+
+    def __call__(self, look: Callable[[], Any], until: float, clock: Callable[[], float]) -> Any:
+        self.began.release()
+        seen = look_out(look, clock() if self.in_vain else until, clock)
+        self.seen.append(bool(seen))
+        self.ended.release()
+        return seen
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """On more than one processor; and any wait is a short one."""
+    looks = Looks()
+    monkeypatch.setattr("mpms.worker.slots.look_out", looks)
+    monkeypatch.setattr("mpms.worker.slots.has_company", lambda: True)
+    monkeypatch.setattr("mpms.worker.slots._BRISK", PATIENCE)
+    return looks
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_next_task_is_looked_out_for_when_the_last_one_came_soon(
+    stage: NewStage, looks: Looks, threads: int
+) -> None:
+    slots = stage(abs, threads=threads).ready()
+    for seq in range(1, 6):
+        slots.send(seq)
+        assert slots.next()[:2] == (RETURNED, seq)
+        assert looks.began.acquire(timeout=PATIENCE)  # nobody sleeps when the next one is sent
+    assert looks.seen == [True] * 4
+    slots.slots.retire()
+    slots.join()
+    assert looks.seen == [True] * 5  # of which it heard at once, too
+
+
+def test_nothing_is_looked_out_for_when_the_last_one_was_long_in_coming(
+    stage: NewStage, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpms.worker.slots._BRISK", 0.0)
+    slots = stage(abs).ready()
+    for seq in range(1, 4):
+        slots.send(seq)
+        assert slots.next()[:2] == (RETURNED, seq)
+    slots.slots.retire()
+    slots.join()
+    assert looks.seen == []
+
+
+def test_who_looks_out_in_vain_sleeps_until_something_comes(stage: NewStage, looks: Looks) -> None:
+    looks.in_vain = True
+    slots = stage(abs).ready()
+    slots.send(1)
+    assert slots.next()[:2] == (RETURNED, 1)
+    assert looks.ended.acquire(timeout=PATIENCE)
+    assert looks.seen == [False]
+    slots.send(2)
+    assert slots.next()[:2] == (RETURNED, 2)
+
+
+def test_nothing_is_looked_out_for_while_others_run(stage: NewStage, looks: Looks) -> None:
+    """But one, from whom the leader has just taken over."""
+    held = Held()
+    slots = stage(held, threads=3).ready()
+    slots.send(1)
+    held.wait_for(1)
+    assert looks.began.acquire(timeout=PATIENCE)
+    for seq in (2, 3):
+        slots.send(seq)
+        held.wait_for(seq)
+    assert looks.seen == [True]
+    assert not looks.began.acquire(blocking=False)
+    held.let_go(1, 2, 3)
+    slots.collect(RETURNED, 3)
+
+
+def test_nothing_is_looked_out_for_on_a_single_processor(
+    stage: NewStage, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpms.worker.slots.has_company", lambda: False)
+    slots = stage(abs).ready()
+    for seq in range(1, 4):
+        slots.send(seq)
+        assert slots.next()[:2] == (RETURNED, seq)
+    slots.slots.retire()
+    slots.join()
+    assert looks.seen == []

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import select
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from ..typed import Any, TypeAlias
@@ -28,6 +30,7 @@ from ..wire.chunks import here
 from ..wire.failures import dump_error, unsendable
 from ..wire.files import Receiver
 from ..wire.frames import Message, encode
+from ..wire.lookout import has_company, look_out
 from ..wire.messages import (
     DUE,
     DYING,
@@ -64,6 +67,10 @@ _Task: TypeAlias = tuple[int, Any, Function]
 
 _LOGGER = logging.getLogger("mpms")
 
+_BRISK = 0.0004
+"""Seconds from one task to the next for which the leader looks out, if the one before came within them, and at most one
+other thread runs anything. MEASURED"""
+
 
 class Slots:
     """Threads that take tasks from ``sock`` until :meth:`retire`. ``wake_main`` is called when all have ended."""
@@ -81,6 +88,12 @@ class Slots:
         self._receiver = Receiver(sock)  # the leader's, as the next one
         self._functions = Functions(job.function)
         self._leading = threading.Lock()
+        arrivals = select.poll()
+        arrivals.register(sock, select.POLLIN)
+        self._has_arrived = partial(arrivals.poll, 0)
+        self._looks_out = has_company()
+        self._brisk = False  # the last task came soon
+        self._idle: list[None] = []  # as many as there are threads without a task
         self._tasks: deque[_Task] = deque()
         self._taken = 0  # the highest number that was taken
         self._voids: list[tuple[int, int]] = []  # given back, from and to; the rest of it is still in the socket
@@ -197,7 +210,9 @@ class Slots:
                     taking.release()
             if task is None:
                 outbox.flush()  # nothing more to run, so nothing waits for company
+                self._idle.append(None)
                 task = self._lead(slot)
+                self._idle.pop()
                 if task is None:
                     return
             seq, payload, function = task
@@ -220,12 +235,19 @@ class Slots:
     def _lead(self, slot: int) -> _Task | None:
         """The next task, on the board; blocks. ``None``: no more."""
         with self._leading:
+            since = monotonic()
             while True:
                 with self._taking:
                     if self._closing:
                         return None
                     if self._tasks:
-                        return self._take(slot, monotonic())
+                        now = monotonic()
+                        self._brisk = self._looks_out and now - since < _BRISK
+                        return self._take(slot, now)
+                # Not while others run, who need the processor. But the thread from which this one has the lead may be
+                # at the task that it took then.
+                if self._brisk and len(self._idle) >= self._alive - 1:
+                    look_out(self._has_arrived, since + _BRISK, monotonic)
                 messages = self._read()
                 with self._taking:
                     for kind, number, payload in messages:
