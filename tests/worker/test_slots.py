@@ -445,6 +445,14 @@ def test_who_looks_out_in_vain_sleeps_until_something_comes(stage: NewStage, loo
     assert slots.next()[:2] == (RETURNED, 2)
 
 
+def test_nothing_is_looked_out_for_after_several_at_once(stage: NewStage, looks: Looks) -> None:
+    slots = stage(abs).ready()
+    for _ in range(3):
+        slots.send(1, 2)
+        slots.collect(RETURNED, 2)
+    assert looks.seen == []
+
+
 def test_nothing_is_looked_out_for_while_others_run(stage: NewStage, looks: Looks) -> None:
     """But one, from whom the leader has just taken over."""
     held = Held()

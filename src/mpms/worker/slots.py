@@ -68,8 +68,9 @@ _Task: TypeAlias = tuple[int, Any, Function]
 _LOGGER = logging.getLogger("mpms")
 
 _BRISK = 0.0004
-"""Seconds from one task to the next for which the leader looks out, if the one before came within them, and at most one
-other thread runs anything. MEASURED"""
+"""Seconds for which the leader looks out for the next task, if the last one came within them and alone: as from who
+waits for each result before he has the next task. Measured, one at a time: half of the time that each takes, and no more
+processor time in all. Not after several at once, nor while others run: the processors have enough to do then."""
 
 
 class Slots:
@@ -242,10 +243,10 @@ class Slots:
                         return None
                     if self._tasks:
                         now = monotonic()
-                        self._brisk = self._looks_out and now - since < _BRISK
-                        return self._take(slot, now)
-                # Not while others run, who need the processor. But the thread from which this one has the lead may be
-                # at the task that it took then.
+                        task = self._take(slot, now)
+                        self._brisk = self._looks_out and now - since < _BRISK and not self._tasks
+                        return task
+                # One other may run: the thread from which this one has the lead, at the task that it took then.
                 if self._brisk and len(self._idle) >= self._alive - 1:
                     look_out(self._has_arrived, since + _BRISK, monotonic)
                 messages = self._read()
