@@ -165,12 +165,10 @@ def test_nothing_is_looked_out_for_after_a_task_that_took_longer(new_pool: NewPo
 
 def test_nothing_is_looked_out_for_of_a_worker_while_another_one_is_at_the_last_task(new_pool: NewPool) -> None:
     world = up(new_pool(habits := Brisk(), processes=2))
-    habits.seconds = 1.0
-    world.host.submit(1)
-    world.run(0.0001)
-    habits.seconds = 0.00001
-    world.host.submit(1)
-    world.run(0.01)
+    for seconds in (1.0, 0.00001):
+        habits.seconds = seconds
+        world.after(0.00001, lambda: world.host.submit(1))
+        world.run(0.0001)
     assert world.reached["an offer was taken"] == 2
     assert list(world.host.results) == [2]
     assert not world.reached["something came while it was looked out for"]
