@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-import signal
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..core.machine import PoolMachine
@@ -42,7 +41,6 @@ from ..core.messages import (
     TasksReturned,
     WorkerDue,
     WorkerDying,
-    WorkerExited,
     WorkerReady,
     WorkerUnborn,
 )
@@ -52,10 +50,9 @@ from ..wire import messages as wire
 from ..wire.failures import dump_error
 from ..wire.frames import Message
 from ..wire.lookout import look_out
-from . import evidence
+from .deaths import Deaths
 from .launcher import Born, Gone, Launcher, LoadFailed, ServerLost
 from .link import Link, Offer
-from .memory import OomWatch, is_alive
 from .memory_watch import MemoryLimits, MemoryWatch
 from .verdicts import StartFailure, Verdicts
 from .wakeup import WakeUp
@@ -69,18 +66,6 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 _DEBUG = os.environ.get("MPMS_DEBUG", "") not in ("", "0")
 """Whether every effect is logged."""
-
-_SILENCE = 1.0
-"""Seconds from the end of a worker's stream to its death, which normally are microseconds apart; after that it is taken
-for alive and mute, and killed."""
-
-_DEAF = 10.0
-"""Seconds for a fork server to tell of a death, before it is taken for stopped, and killed with all its workers. So it
-is longer than a busy machine keeps anybody from the processor."""
-
-_POLITE = 0.05
-"""Seconds that a hung worker's main thread has to write its stacks, before that is done without the GIL: see
-``wire.messages.DUMP_SIGNAL``. They are read ``policy.DUMP_SECONDS`` after the question."""
 
 _BRISK = 0.0003
 """Seconds from when a worker was sent a task by an offer, after which it has nothing to do again, and nobody else was
@@ -115,7 +100,6 @@ class Loop:
     ) -> None:
         self.machine = machine
         self.links = links
-        self.crashes: Counter[str] = Counter()
         self.stopped = False
         self._launcher = launcher
         self._selector = selector
@@ -126,20 +110,26 @@ class Loop:
         self._name = name
         self._stem = name.encode("utf-8", "replace").replace(b"\0", b"?").decode()  # as the system takes it
         self._memory = MemoryWatch(memory or MemoryLimits(), host.say, name)
-        self._oom = OomWatch()
         self._verdicts = Verdicts(self.links, name)
         self._events: deque[Event] = deque()  # to be handled in the next pass
+        self._deaths = Deaths(
+            machine,
+            links,
+            launcher,
+            self._verdicts,
+            host,
+            clock,
+            name,
+            tell=self._events.append,
+            hear_out=lambda link: self._hear(link, link.drain()),
+            unwatch=self._unwatch,
+        )
+        self.crashes = self._deaths.crashes
         self._taken: list[OfferTaken] = []  # likewise, and before these: the offer, if it was taken
         self._lent = WorkerId(0), 0.0  # who was sent a task by the last one, and when
         self._looks_out = looks_out
         self._results: dict[int, tuple[int, Any]] = {}  # of this pass: kinds and payloads
         self._raised = 0  # of these, the errors
-        self._kills: dict[WorkerId, str] = {}  # why the pool has killed it
-        self._silent: dict[WorkerId, float] = {}  # its stream is at the end, and until when its death may follow
-        self._unanswered: dict[WorkerId, float] = {}  # it is to be killed, and until when its death may be told
-        self._insisted: set[WorkerId] = set()  # of these, those that we have killed ourselves
-        self._orphans: dict[WorkerId, float] = {}  # its fork server was lost, and until when its stream may end
-        self._asked: dict[WorkerId, tuple[int, float]] = {}  # for stacks: what it had written, and until when it may
         self._left: dict[Seq, TaskId] = {}  # dispatches that were over lately: their log records come late
         self._forward_logs = forward_logs
         self._writing: set[Link | Launcher] = set()  # those of which it is watched whether there is room
@@ -156,7 +146,8 @@ class Loop:
         """Wait for something to happen, and answer it."""
         self._listen(self._patience())
         now = self._clock()
-        self._check_silence(now)
+        if self._deaths.is_waiting:
+            self._deaths.check(now)
         events = [*self._taken, *self._events, *self._host.take_orders()]
         self._taken.clear()
         self._events.clear()
@@ -174,8 +165,7 @@ class Loop:
 
     def close(self) -> None:
         """Let go of everything; what still lives is killed."""
-        for link in self.links.values():
-            _kill_group(link)  # the fork server, which should have done it, may be stopped
+        self._deaths.kill_all()
         self._launcher.close()
         for link in self.links.values():
             link.close()
@@ -188,10 +178,9 @@ class Loop:
         if self._events:
             return 0.0
         due = self.machine.next_deadline()
-        if self._silent or self._orphans or self._unanswered or self._asked:
-            deadlines = [*self._silent.values(), *self._orphans.values(), *self._unanswered.values()]
-            deadlines += [until for _, until in self._asked.values()]
-            due = min(deadlines if due is None else [due, *deadlines])
+        if self._deaths.is_waiting:
+            until = self._deaths.next_deadline()
+            due = until if due is None else min(due, until)
         return None if due is None else max(0.0, min(due - self._clock(), _LONGEST))
 
     def _listen(self, patience: float | None) -> None:
@@ -220,7 +209,7 @@ class Loop:
                 self._hear(source, source.read())
                 if source.lost:
                     self._unwatch(source)
-                    self._stream_ended(source)
+                    self._deaths.stream_ended(source)
 
     def _sleep(self, patience: float | None, hungry: bool) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait; meanwhile who submits a task may send it to a worker that is idle."""
@@ -350,44 +339,6 @@ class Loop:
             while len(self._left) > _LEFT_MOST:
                 del self._left[next(iter(self._left))]
 
-    def _stream_ended(self, link: Link) -> None:
-        if link.trouble:
-            self._host.say(logging.ERROR, "mpms %s (pid %s) can't be heard: %s", link.name, link.pid, link.trouble)
-        if link.worker in self._orphans:
-            self._exited(link, -signal.SIGKILL, 0)
-        else:
-            self._silent[link.worker] = self._clock() + _SILENCE
-
-    def _check_silence(self, now: float) -> None:
-        if not (self._silent or self._unanswered or self._asked or self._orphans):
-            return
-        for worker in [w for w, until in self._silent.items() if now >= until]:
-            del self._silent[worker]
-            self._events.append(LinkLost(worker))
-        for worker in [w for w, until in self._unanswered.items() if now >= until]:
-            self._insist(self.links[worker], now)
-        for worker in [w for w, (_, until) in self._asked.items() if now >= until]:
-            before, _ = self._asked.pop(worker)
-            if worker in self.links and len(self.links[worker].stacks()) == before:
-                self._launcher.dump(worker)
-        for worker in [w for w, until in self._orphans.items() if now >= until]:
-            self._exited(self.links[worker], -signal.SIGKILL, 0)
-
-    def _insist(self, link: Link, now: float) -> None:
-        """The fork server was to kill it, and has not told of its death: it may be stopped."""
-        del self._unanswered[link.worker]
-        if link.worker not in self._insisted:
-            if link.pid is not None and not link.lost:
-                # Not reaped, or we would have heard of it: the number is still its own.
-                _kill_group(link)
-            self._insisted.add(link.worker)
-            self._unanswered[link.worker] = now + _DEAF
-        elif link.pid is not None and not link.lost and is_alive(link.pid):
-            # Killed, and in a call that can't be interrupted: it runs nothing more, and nobody can tell of its end.
-            self._exited(link, -signal.SIGKILL, 0)
-        elif self._launcher.is_open:
-            self._launcher.kill_server()  # the worker is dead, and who should have told us doesn't
-
     # What the fork server says
 
     def _hear_launcher(self) -> None:
@@ -399,73 +350,12 @@ class Loop:
                         self._memory.weigh(self.links[worker])  # it may have said before that it is ready
                 case Gone(worker, exitcode, peak):
                     if worker in self.links:
-                        self._exited(self.links[worker], exitcode, peak)
+                        self._deaths.exited(self.links[worker], exitcode, peak)
                 case LoadFailed(error):
                     self._verdicts.start_failure = StartFailure(error)
                     self._events.append(Broke())
                 case ServerLost():
-                    self._server_lost()
-
-    def _server_lost(self) -> None:
-        if not self._kills:  # else it is we who ended it: see _kill
-            self._host.say(
-                logging.WARNING, "mpms %s: the fork server has ended unexpectedly; its workers end with it", self._name
-            )
-        self._unwatch(self._launcher)
-        self._launcher.close()
-        until = self._clock() + _SILENCE
-        for link in list(self.links.values()):
-            # The kernel has killed it where that can be asked for; what it forked is in its group.
-            _kill_group(link)
-            # Dead when its stream ends, and not before; also one of whose birth we were not told.
-            self._orphans[link.worker] = until
-            if link.lost:
-                self._exited(link, -signal.SIGKILL, 0)
-
-    def _exited(self, link: Link, exitcode: int, peak: int) -> None:
-        """The process has ended. First what it had said is heard, to the end."""
-        worker, watched = link.worker, not link.lost
-        self._hear(link, link.drain())
-        link.exitcode = exitcode
-        running, stacks, why = link.running(), link.stacks(), self._kills.pop(worker, "")
-        born = self.machine.fleet.workers[worker].born if worker in self.machine.fleet.workers else None
-        death = evidence.Death(
-            link.name,
-            link.pid,
-            exitcode,
-            stacks,
-            running,
-            age=None if born is None else self._clock() - born,
-            done=link.done(),
-            peak=peak,
-            why=why,
-            oom_killed=exitcode == -signal.SIGKILL and not why and self._oom.has_killed(),
-        )
-        self._verdicts.bury(worker, death)
-        blamed = None if why else evidence.guilty(stacks, running)
-        self._events.append(WorkerExited(worker, Seq(link.watermark()), blamed, worker in self._orphans))
-        if watched:
-            self._unwatch(link)
-        self._insisted.discard(link.worker)
-        for waiting in (self._silent, self._unanswered, self._orphans):
-            waiting.pop(worker, None)
-        del self.links[worker]
-        link.close()
-        if why == "stopped":
-            self._host.say(logging.DEBUG, "mpms %s (pid %s) was killed: the pool was stopped", link.name, link.pid)
-        elif exitcode or why:
-            self._note_crash(link, why or evidence.describe_exit(exitcode))
-
-    def _note_crash(self, link: Link, cause: str) -> None:
-        self.crashes[cause.partition(":")[0]] += 1  # a word, and not the figures of each
-        self._host.say(logging.WARNING, "mpms %s (pid %s) has ended: %s", link.name, link.pid, cause)
-        self._host.say(
-            logging.WARNING,
-            "mpms process health check: %d/%d processes alive, running_tasks=%d",
-            sum(each.pid is not None for each in self.links.values()),
-            self.machine.limits.processes,
-            sum(len(worker.sent) for worker in self.machine.fleet.workers.values()),
-        )
+                    self._deaths.server_lost()
 
     # What is to be done
 
@@ -518,18 +408,16 @@ class Loop:
                     seen, figures = looked
                     self._events.append(seen)
                     if seen.over_hard:
-                        self._kills[worker] = f"memory: {figures}"
+                        self._deaths.note_cause(worker, f"memory: {figures}")
             case ReadFreeMemory():
                 self._events.append(self._memory.look_at_machine())
             case Interrupt(worker, seq, limit):
                 if worker in self.links:
                     self.links[worker].control(wire.INTERRUPT, seq, wire.LIMIT.pack(limit))
             case DumpStacks(worker):
-                if worker in self.links:
-                    self._asked[worker] = len(self.links[worker].stacks()), self._clock() + _POLITE
-                    self._launcher.ask(worker)
+                self._deaths.ask_for_stacks(worker)
             case Kill(worker, why):
-                self._kill(worker, why)
+                self._deaths.kill(worker, why)
             case Keep(tasks):
                 self._outcomes.kept(tasks)
             case Stopped(broken):
@@ -552,22 +440,3 @@ class Loop:
             link.close()  # by which the process that was asked for ends
             raise
         self.links[worker] = link
-
-    def _kill(self, worker: WorkerId, why: str) -> None:
-        if worker not in self.links or worker in self._orphans:
-            return
-        self._kills.setdefault(worker, why)  # what is there already says more
-        self._unanswered[worker] = self._clock() + _SILENCE
-        if self._launcher.loading:
-            self._launcher.kill_server()  # it hangs in the user's modules, and would not hear
-        else:
-            self._launcher.kill(worker)
-
-
-def _kill_group(link: Link) -> None:
-    """Of a worker whose end is not known: else the number may be another one's."""
-    if link.pid is not None:
-        try:
-            os.killpg(link.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
