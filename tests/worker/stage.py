@@ -7,6 +7,7 @@ import select
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,14 @@ class Stage:
 
     def ready(self) -> Stage:
         assert self.next()[:2] == (READY, 0)
+        return self
+
+    def at_rest(self) -> Stage:
+        """When every thread waits for a task."""
+        until = time.monotonic() + PATIENCE
+        while len(self.slots._idle) < len(self.threads):
+            assert time.monotonic() < until
+            time.sleep(0.001)
         return self
 
     def join(self) -> None:

@@ -410,7 +410,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
 def test_the_next_task_is_looked_out_for_when_the_last_one_came_soon(
     stage: NewStage, looks: Looks, threads: int
 ) -> None:
-    slots = stage(abs, threads=threads).ready()
+    slots = stage(abs, threads=threads).ready().at_rest()
     for seq in range(1, 6):
         slots.send(seq)
         assert slots.next()[:2] == (RETURNED, seq)
@@ -456,7 +456,7 @@ def test_nothing_is_looked_out_for_after_several_at_once(stage: NewStage, looks:
 def test_nothing_is_looked_out_for_while_others_run(stage: NewStage, looks: Looks) -> None:
     """But one, from whom the leader has just taken over."""
     held = Held()
-    slots = stage(held, threads=3).ready()
+    slots = stage(held, threads=3).ready().at_rest()
     slots.send(1)
     held.wait_for(1)
     assert looks.began.acquire(timeout=PATIENCE)
