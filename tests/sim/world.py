@@ -18,7 +18,7 @@ from mpms.core.limits import Limits
 from mpms.core.machine import PoolMachine
 from mpms.core.messages import Withdrawn
 from mpms.ids import Seq, TaskId, WorkerId
-from mpms.local import descriptors, launcher, link, loop, memory_watch
+from mpms.local import deaths, descriptors, launcher, link, memory_watch
 from mpms.local.launcher import Launcher
 from mpms.local.link import Link
 from mpms.local.loop import Loop
@@ -85,7 +85,6 @@ class World:
                 lambda: self.now,
                 name="sim",
                 memory=MemoryLimits(soft=1000 if limits.watch_memory else None),
-                looks_out=True,
             )
 
     # Time
@@ -153,18 +152,18 @@ class World:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """What the modules ask of the system, they ask of this world."""
-        before = launcher.open_link, launcher.os, loop.os, loop.is_alive, memory_watch.resident_memory
+        before = launcher.open_link, launcher.os, deaths.os, deaths.is_alive, memory_watch.resident_memory
         numbers = link.SMALL, link._FUNCTIONS_MOST
         launcher.open_link = self._open_link
         launcher.os = SimpleNamespace(environ={})  # type: ignore[assignment]
-        loop.os = SimpleNamespace(killpg=self._killpg)  # type: ignore[assignment]
-        loop.is_alive = lambda pid: (process := self._of(pid)) is not None and not process.gone
+        deaths.os = SimpleNamespace(killpg=self._killpg)  # type: ignore[assignment]
+        deaths.is_alive = lambda pid: (process := self._of(pid)) is not None and not process.gone
         memory_watch.resident_memory = self._resident_memory
         link.SMALL, link._FUNCTIONS_MOST = self.habits.small, self.habits.functions
         try:
             yield
         finally:
-            launcher.open_link, launcher.os, loop.os, loop.is_alive, memory_watch.resident_memory = before  # type: ignore[assignment]
+            launcher.open_link, launcher.os, deaths.os, deaths.is_alive, memory_watch.resident_memory = before  # type: ignore[assignment]
             link.SMALL, link._FUNCTIONS_MOST = numbers
 
     # What the loop and the launcher ask for

@@ -1,68 +1,116 @@
-"""Who looks out sees what comes, gives way meanwhile, and ends in time."""
+"""Who looks out sees what comes, gives way meanwhile, ends in time, and leaves it where processors are wanted."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mpms.testing import FakeClock
 from mpms.wire import lookout
-from mpms.wire.lookout import has_company, look_out
+from mpms.wire.lookout import LookOut
+
+QUICK, LONG = 0.000002, 0.00005  # from one look to the next
 
 
-def test_what_comes_is_seen_and_whoever_wants_the_processor_has_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
-    monkeypatch.setattr(lookout, "give_way", lambda: steps.append("give way"))
+class Street:
+    """What is looked at: nothing, until so many looks; each one takes some time."""
 
-    def look() -> list[int]:
-        steps.append("look")
-        return [7] if len(steps) > 4 else []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = FakeClock()
+        self.steps: list[str] = []
+        self.step = QUICK
+        self.empty_looks = 2
+        self._looks = 0
+        monkeypatch.setattr(lookout, "_give_way", self._give_way)
 
-    assert look_out(look, 1.0, lambda: 0.0) == [7]
-    assert steps == ["look", "give way", "look", "give way", "look"]
+    def _give_way(self) -> None:
+        self.steps.append("give way")
+        self.clock.advance(self.step)
 
+    def look(self) -> list[int]:
+        self.steps.append("look")
+        self._looks += 1
+        return [7] if self._looks > self.empty_looks else []
 
-def test_it_ends_in_time() -> None:
-    clock = FakeClock()
-    looks = 0
-
-    def look() -> bool:
-        nonlocal looks
-        looks += 1
-        clock.advance(0.25)
-        return False
-
-    assert not look_out(look, clock() + 1.0, clock)
-    assert looks == 4
-
-
-def test_what_is_there_is_seen_though_the_time_is_over() -> None:
-    assert look_out(lambda: "it", 1.0, lambda: 2.0) == "it"
-
-
-@pytest.mark.parametrize(("processors", "company"), [({3}, False), ({0, 5}, True)])
-def test_who_may_use_one_processor_has_no_company(
-    monkeypatch: pytest.MonkeyPatch, processors: set[int], company: bool
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors, raising=False)
-    assert has_company() is company
-
-
-@pytest.mark.parametrize(("count", "company"), [(None, False), (1, False), (8, True)])
-def test_where_nobody_says_which_one_may_use_all_count(
-    monkeypatch: pytest.MonkeyPatch, count: int | None, company: bool
-) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: count)
-    assert has_company() is company
+    def at(self, look_out: LookOut, step: float = QUICK, seconds: float = 0.0004) -> list[int] | None:
+        self._looks, self.step = 0, step
+        self.steps.clear()
+        return look_out(self.look, self.clock(), seconds)
 
 
 @pytest.fixture
-def without_yield(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def street(monkeypatch: pytest.MonkeyPatch) -> Street:
+    return Street(monkeypatch)
+
+
+def test_what_comes_is_seen_and_whoever_wants_the_processor_has_it_meanwhile(street: Street) -> None:
+    assert street.at(LookOut(street.clock)) == [7]
+    assert street.steps == ["look", "give way", "look", "give way", "look"]
+
+
+def test_it_ends_in_time(street: Street) -> None:
+    street.empty_looks = 10_000
+    began = street.clock()
+    assert street.at(LookOut(street.clock), seconds=0.00002) is None
+    assert 0.00002 <= street.clock() - began < 0.00003
+
+
+def test_what_is_there_is_seen_though_the_time_is_over(street: Street) -> None:
+    assert LookOut(street.clock)(lambda: "it", street.clock() - 5.0, 1.0) == "it"
+
+
+def is_paused(street: Street, look_out: LookOut) -> bool:
+    assert street.at(look_out) in (None, [7])
+    return not street.steps
+
+
+def crowd(street: Street, look_out: LookOut) -> None:
+    street.at(look_out, step=LONG)
+
+
+def wait_in_vain(street: Street, look_out: LookOut) -> None:
+    before, street.empty_looks = street.empty_looks, 10_000
+    street.at(look_out)
+    street.empty_looks = before
+
+
+@pytest.mark.parametrize("trouble", [crowd, wait_in_vain])
+def test_after_enough_of_what_speaks_against_it_it_is_left_for_a_while(
+    street: Street, trouble: Callable[[Street, LookOut], None]
+) -> None:
+    """Somebody else had the processor meanwhile; or nothing came."""
+    look_out = LookOut(street.clock)
+    for _ in range(15):
+        assert not is_paused(street, look_out)  # which speaks for it
+        trouble(street, look_out)
+        trouble(street, look_out)
+    assert is_paused(street, look_out)
+    street.clock.advance(0.19)
+    assert is_paused(street, look_out)
+    street.clock.advance(0.02)
+    assert not is_paused(street, look_out)
+
+
+def test_it_goes_on_where_that_is_not_more_than_every_other_time(street: Street) -> None:
+    look_out = LookOut(street.clock)
+    for _ in range(100):
+        crowd(street, look_out)
+        assert not is_paused(street, look_out)
+
+
+def test_the_turns_of_the_others_in_the_process_do_not_speak_against_it(street: Street) -> None:
+    look_out = LookOut(street.clock, lambda: False)
+    for _ in range(100):
+        crowd(street, look_out)
+    assert not is_paused(street, look_out)
+
+
+@pytest.fixture
+def _without_yield(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
         patched.delattr(os, "sched_yield", raising=False)
         importlib.reload(lookout)
@@ -70,9 +118,9 @@ def without_yield(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     importlib.reload(lookout)
 
 
-@pytest.mark.usefixtures("without_yield")
+@pytest.mark.usefixtures("_without_yield")
 def test_where_there_is_no_yield_a_sleep_of_no_time_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     sleeps: list[float] = []
     monkeypatch.setattr(time, "sleep", sleeps.append)
-    lookout.give_way()
+    lookout._give_way()
     assert sleeps == [0]

@@ -7,6 +7,7 @@ import random
 import select
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from mpms.wire import chunks
 from mpms.wire.chunks import Each
 from mpms.wire.failures import load_error
 from mpms.wire.frames import Message, encode
-from mpms.wire.lookout import look_out
+from mpms.wire.lookout import LookOut
 from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
 from mpms.wire.pickling import load
 from mpms.worker import ends
@@ -380,17 +381,19 @@ def test_a_chunk_that_begins_while_the_main_thread_goes_to_sleep_is_watched(
 
 
 class Looks:
-    """What ``look_out`` was asked by the threads, and what it saw."""
+    """When threads looked out, and whether they saw something."""
 
     def __init__(self) -> None:
         self.seen: list[bool] = []
         self.began = threading.Semaphore(0)
         self.ended = threading.Semaphore(0)
         self.in_vain = False
+        self.is_alone: Callable[[], bool] = lambda: False
+        self._real = LookOut(time.monotonic)
 
-    def __call__(self, look: Callable[[], Any], until: float, clock: Callable[[], float]) -> Any:
+    def __call__(self, look: Callable[[], Any], since: float, seconds: float) -> Any:
         self.began.release()
-        seen = look_out(look, clock() if self.in_vain else until, clock)
+        seen = self._real(look, since, -1.0 if self.in_vain else seconds)
         self.seen.append(bool(seen))
         self.ended.release()
         return seen
@@ -398,10 +401,14 @@ class Looks:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """On more than one processor; and any wait is a short one."""
+    """Any wait is a short one."""
     looks = Looks()
-    monkeypatch.setattr("mpms.worker.slots.look_out", looks)
-    monkeypatch.setattr("mpms.worker.slots.has_company", lambda: True)
+
+    def new(_: object, is_alone: Callable[[], bool]) -> Looks:
+        looks.is_alone = is_alone
+        return looks
+
+    monkeypatch.setattr("mpms.worker.slots.LookOut", new)
     monkeypatch.setattr("mpms.worker.slots._BRISK", PATIENCE)
     return looks
 
@@ -469,14 +476,14 @@ def test_nothing_is_looked_out_for_while_others_run(stage: NewStage, looks: Look
     slots.collect(RETURNED, 3)
 
 
-def test_nothing_is_looked_out_for_on_a_single_processor(
-    stage: NewStage, looks: Looks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mpms.worker.slots.has_company", lambda: False)
-    slots = stage(abs).ready()
-    for seq in range(1, 4):
-        slots.send(seq)
-        assert slots.next()[:2] == (RETURNED, seq)
-    slots.slots.retire()
-    slots.join()
-    assert looks.seen == []
+def test_who_looks_out_is_alone_while_no_other_thread_runs(stage: NewStage, looks: Looks) -> None:
+    held = Held()
+    slots = stage(held, threads=2).ready().at_rest()
+    assert looks.is_alone()
+    slots.send(1)
+    held.wait_for(1)
+    assert not looks.is_alone()
+    held.let_go(1)
+    slots.collect(RETURNED)
+    slots.at_rest()
+    assert looks.is_alone()

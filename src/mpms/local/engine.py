@@ -175,7 +175,6 @@ class LocalEngine:
     def _start(self, launcher: Launcher) -> None:
         self._furnish()
         from ..wire.frames import keep_memory
-        from ..wire.lookout import has_company
         from .loop import Loop
         from .options import memory_limits
 
@@ -192,7 +191,6 @@ class LocalEngine:
             name=self._config.name,
             memory=memory_limits(self._config),
             forward_logs=self._config.forward_logs,
-            looks_out=has_company(),
         )
         self._started = time.monotonic()
         keep_memory()

@@ -49,7 +49,7 @@ from ..typed import TYPE_CHECKING, Any
 from ..wire import messages as wire
 from ..wire.failures import dump_error
 from ..wire.frames import Message
-from ..wire.lookout import look_out
+from ..wire.lookout import LookOut
 from .deaths import Deaths
 from .launcher import Born, Gone, Launcher, LoadFailed, ServerLost
 from .link import Link, Offer
@@ -96,7 +96,6 @@ class Loop:
         name: str,
         memory: MemoryLimits | None = None,
         forward_logs: bool = False,
-        looks_out: bool = False,
     ) -> None:
         self.machine = machine
         self.links = links
@@ -127,7 +126,7 @@ class Loop:
         self.crashes = self._deaths.crashes
         self._taken: list[OfferTaken] = []  # likewise, and before these: the offer, if it was taken
         self._lent = WorkerId(0), 0.0  # who was sent a task by the last one, and when
-        self._looks_out = looks_out
+        self._look_out = LookOut(clock)
         self._results: dict[int, tuple[int, Any]] = {}  # of this pass: kinds and payloads
         self._raised = 0  # of these, the errors
         self._left: dict[Seq, TaskId] = {}  # dispatches that were over lately: their log records come late
@@ -231,13 +230,13 @@ class Loop:
                     self._written.add(link)
         if is_brisk and task is not None and [key.data for key, _ in ready] == [self._wakeup]:
             self._wakeup.hush()
-            ready = look_out(lambda: self._selector.select(0), self._lent[1] + _MOMENT, self._clock)
+            ready = self._look_out(lambda: self._selector.select(0), self._lent[1], _MOMENT) or []
         return ready
 
     def _is_brisk(self, worker: WorkerId) -> bool:
         """Whether this worker, that has nothing to do, was done with a task in no time just now."""
         latest, since = self._lent
-        return self._looks_out and worker == latest and self._clock() - since < _BRISK
+        return worker == latest and self._clock() - since < _BRISK
 
     def _offer(self) -> Offer | None:
         """Measured, one task at a time: three quarters of the time that it takes when this thread is woken first, and

@@ -11,25 +11,52 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from math import inf
 
 from ..typed import TypeVar
 
-__all__ = ["give_way", "has_company", "look_out"]
+__all__ = ["LookOut"]
 
 T = TypeVar("T")
 
-give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
-"""Let somebody else have the processor, if there is one who waits for it."""
+_GAP = 0.00003
+"""Seconds from one look to the next, each of which takes 2 µs, from which on somebody else has had this processor."""
+
+_ENOUGH = 16
+"""By so many more of those look-outs in which that happened, or in which nothing came, than others it is said that it
+doesn't pay. Measured, one task at a time: it happens in 1 of 15, where another program takes one of two processors in 9
+of 10, and on a single processor in all of them."""
+
+_PAUSE = 0.2
+"""Seconds without looking out after that. Who looks out then takes time from those that he waits for, and has had his
+turn when it comes; who sleeps is given the next one when he is woken. Measured, with another program that takes one of
+two processors: without pauses a task takes a fifth to a half more than if nobody ever looks out, with them no more."""
+
+_give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))  # not everywhere
 
 
-def look_out(look: Callable[[], T], until: float, clock: Callable[[], float]) -> T:
-    """What the first ``look`` has returned that is true, or else the last one, at that time by the clock."""
-    while not (seen := look()) and clock() < until:
-        give_way()
-    return seen
+class LookOut:
+    """Threads have it by turns. ``is_alone``: whether none of the others in this process runs, so that it is somebody
+    else who keeps one from the processor."""
 
+    def __init__(self, clock: Callable[[], float], is_alone: Callable[[], bool] = lambda: True) -> None:
+        self._clock = clock
+        self._is_alone = is_alone
+        self._against = 0
+        self._from = -inf  # when it may begin
 
-def has_company() -> bool:
-    """Whether this process may use more processors than one: else who looks out keeps all the others waiting."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return (len(affinity(0)) if affinity is not None else os.cpu_count() or 1) > 1
+    def __call__(self, look: Callable[[], T], since: float, seconds: float) -> T | None:
+        """What the first ``look`` has returned that is true, within so many seconds after ``since``."""
+        if since < self._from:
+            return None
+        now, is_crowded = since, False
+        while not (seen := look()) and now < since + seconds:
+            is_alone = self._is_alone()
+            _give_way()
+            before, now = now, self._clock()
+            is_crowded |= is_alone and now - before >= _GAP
+        self._against = max(0, self._against + (1 if is_crowded or not seen else -1))
+        if self._against == _ENOUGH:
+            self._against = 0
+            self._from = now + _PAUSE
+        return seen or None

@@ -30,7 +30,7 @@ from ..wire.chunks import here
 from ..wire.failures import dump_error, unsendable
 from ..wire.files import Receiver
 from ..wire.frames import Message, encode
-from ..wire.lookout import has_company, look_out
+from ..wire.lookout import LookOut
 from ..wire.messages import (
     DUE,
     DYING,
@@ -92,7 +92,7 @@ class Slots:
         arrivals = select.poll()
         arrivals.register(sock, select.POLLIN)
         self._has_arrived = partial(arrivals.poll, 0)
-        self._looks_out = has_company()
+        self._look_out = LookOut(monotonic, lambda: len(self._idle) >= self._alive)
         self._brisk = False  # the last task came soon
         self._idle: list[None] = []  # as many as there are threads without a task
         self._tasks: deque[_Task] = deque()
@@ -244,11 +244,11 @@ class Slots:
                     if self._tasks:
                         now = monotonic()
                         task = self._take(slot, now)
-                        self._brisk = self._looks_out and now - since < _BRISK and not self._tasks
+                        self._brisk = now - since < _BRISK and not self._tasks
                         return task
                 # One other may run: the thread from which this one has the lead, at the task that it took then.
                 if self._brisk and len(self._idle) >= self._alive - 1:
-                    look_out(self._has_arrived, since + _BRISK, monotonic)
+                    self._look_out(self._has_arrived, since, _BRISK)
                 messages = self._read()
                 with self._taking:
                     for kind, number, payload in messages:
