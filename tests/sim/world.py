@@ -25,6 +25,7 @@ from mpms.local.loop import Loop
 from mpms.local.memory_watch import MemoryLimits
 from mpms.local.shipment import Shipment
 from mpms.local.wakeup import WakeUp
+from mpms.wire import lookout
 from mpms.wire.messages import Job
 
 from .habits import Habits
@@ -153,18 +154,19 @@ class World:
     def installed(self) -> Iterator[None]:
         """What the modules ask of the system, they ask of this world."""
         before = launcher.open_link, launcher.os, deaths.os, deaths.is_alive, memory_watch.resident_memory
-        numbers = link.SMALL, link._FUNCTIONS_MOST
+        numbers = link.SMALL, link._FUNCTIONS_MOST, lookout._processors
         launcher.open_link = self._open_link
         launcher.os = SimpleNamespace(environ={})  # type: ignore[assignment]
         deaths.os = SimpleNamespace(killpg=self._killpg)  # type: ignore[assignment]
         deaths.is_alive = lambda pid: (process := self._of(pid)) is not None and not process.gone
         memory_watch.resident_memory = self._resident_memory
         link.SMALL, link._FUNCTIONS_MOST = self.habits.small, self.habits.functions
+        lookout._processors = lambda: 2
         try:
             yield
         finally:
             launcher.open_link, launcher.os, deaths.os, deaths.is_alive, memory_watch.resident_memory = before  # type: ignore[assignment]
-            link.SMALL, link._FUNCTIONS_MOST = numbers
+            link.SMALL, link._FUNCTIONS_MOST, lookout._processors = numbers
 
     # What the loop and the launcher ask for
 

@@ -11,7 +11,7 @@ import pytest
 
 from mpms.testing import FakeClock
 from mpms.wire import lookout
-from mpms.wire.lookout import LookOut
+from mpms.wire.lookout import LookOut, _processors
 
 QUICK, LONG = 0.000002, 0.00005  # from one look to the next
 
@@ -26,6 +26,7 @@ class Street:
         self.empty_looks = 2
         self._looks = 0
         monkeypatch.setattr(lookout, "_give_way", self._give_way)
+        monkeypatch.setattr(lookout, "_processors", lambda: 2)
 
     def _give_way(self) -> None:
         self.steps.append("give way")
@@ -90,9 +91,9 @@ def test_after_enough_of_what_speaks_against_it_it_is_left_for_a_while(
             trouble(street, look_out)
             trouble(street, look_out)
         assert is_paused(street, look_out)
-        street.clock.advance(0.19)
+        street.clock.advance(0.045)
         assert is_paused(street, look_out)
-        street.clock.advance(0.02)
+        street.clock.advance(0.01)
     assert not is_paused(street, look_out)
 
 
@@ -108,6 +109,27 @@ def test_the_turns_of_the_others_in_the_process_do_not_speak_against_it(street: 
     for _ in range(100):
         crowd(street, look_out)
     assert not is_paused(street, look_out)
+
+
+@pytest.mark.parametrize(("processors", "looks"), [({3}, 0), ({0, 5}, 3)])
+def test_nobody_looks_out_who_may_use_one_processor_only(
+    street: Street, monkeypatch: pytest.MonkeyPatch, processors: set[int], looks: int
+) -> None:
+    monkeypatch.setattr(lookout, "_processors", _processors)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors, raising=False)
+    street.at(LookOut(street.clock))
+    assert street.steps.count("look") == looks
+
+
+@pytest.mark.parametrize(("count", "looks"), [(None, 0), (1, 0), (8, 3)])
+def test_where_nobody_says_which_one_may_use_all_count(
+    street: Street, monkeypatch: pytest.MonkeyPatch, count: int | None, looks: int
+) -> None:
+    monkeypatch.setattr(lookout, "_processors", _processors)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    street.at(LookOut(street.clock))
+    assert street.steps.count("look") == looks
 
 
 @pytest.fixture

@@ -401,7 +401,8 @@ class Looks:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """Any wait is a short one."""
+    """Any wait is a short one, and there is more than one processor."""
+    monkeypatch.setattr("mpms.wire.lookout._processors", lambda: 2)
     looks = Looks()
 
     def new(_: object, is_alone: Callable[[], bool]) -> Looks:
