@@ -72,7 +72,7 @@ _BRISK = 0.0003
 sent one. Then the result of the next one is looked out for, and the core hears of both at once."""
 
 _MOMENT = 0.00005
-"""For so many seconds at the most."""
+"""For so many seconds at the most. Measured, one task at a time: a tenth less time for each, with 20 to 100 µs."""
 
 _LEFT_MOST = 20_000
 """Dispatches that are remembered for late log records: a worker sends results first, and then at most 1,000 records."""
