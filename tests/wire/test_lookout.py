@@ -111,6 +111,26 @@ def test_the_turns_of_the_others_in_the_process_do_not_speak_against_it(street: 
     assert not is_paused(street, look_out)
 
 
+def test_nor_does_a_turn_that_ends_within_a_look(street: Street) -> None:
+    """Another one has the interpreter, and a look waits for it."""
+    is_alone, looks = False, 0
+    look_out = LookOut(street.clock, lambda: is_alone)
+
+    def look() -> bool:
+        nonlocal is_alone, looks
+        looks += 1
+        if not is_alone:
+            street.clock.advance(LONG)
+            is_alone = True
+            return False
+        return True
+
+    for _ in range(100):
+        is_alone = False
+        assert look_out(look, street.clock(), 0.0004)
+    assert looks == 200
+
+
 @pytest.mark.parametrize(("processors", "looks"), [({3}, 0), ({0, 5}, 3)])
 def test_nobody_looks_out_who_may_use_one_processor_only(
     street: Street, monkeypatch: pytest.MonkeyPatch, processors: set[int], looks: int

@@ -50,12 +50,12 @@ class LookOut:
         """What the first ``look`` has returned that is true, within so many seconds after ``since``."""
         if since < self._from:
             return None
-        now, is_crowded = since, False
+        now, is_crowded, is_alone = since, False, self._is_alone()
         while not (seen := look()) and now < since + seconds:
-            is_alone = self._is_alone()
             _give_way()
             before, now = now, self._clock()
             is_crowded |= is_alone and now - before >= _GAP
+            is_alone = self._is_alone()  # before the next look, in which others may have their turns
         self._against = max(0, self._against + (1 if is_crowded or not seen else -1))
         if self._against == _ENOUGH:
             self._against = 0
