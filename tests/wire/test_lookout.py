@@ -131,6 +131,13 @@ def test_nor_does_a_turn_that_ends_within_a_look(street: Street) -> None:
     assert looks == 200
 
 
+def test_who_is_alone_after_the_first_look_sees_what_speaks_against_it(street: Street) -> None:
+    look_out = LookOut(street.clock, lambda: "look" in street.steps)
+    for _ in range(16):
+        crowd(street, look_out)
+    assert is_paused(street, look_out)
+
+
 @pytest.mark.parametrize(("processors", "looks"), [({3}, 0), ({0, 5}, 3)])
 def test_nobody_looks_out_who_may_use_one_processor_only(
     street: Street, monkeypatch: pytest.MonkeyPatch, processors: set[int], looks: int
