@@ -24,8 +24,8 @@ _GAP = 0.00003
 
 _ENOUGH = 16
 """By so many more of those look-outs in which that happened, or in which nothing came, than others it is said that it
-doesn't pay. Measured, one task at a time: it happens in 1 to 8 of 100; where another program takes one of two
-processors in 4 to 25, in bursts, and of those of the supervisor a third are in vain."""
+doesn't pay. Measured, one task at a time: it happens in 0 to 3 of 100; where another program takes one of two
+processors in 3 to 18, in bursts, and up to a fifth of the supervisor's are in vain."""
 
 _PAUSE = 0.05
 """Seconds without looking out after that. Who looks out then takes time from those that he waits for, and has had his
