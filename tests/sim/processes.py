@@ -17,7 +17,7 @@ from mpms.local.memory import anonymous_file
 from mpms.wire import messages as wire
 from mpms.wire.board import Board, board_size
 from mpms.wire.failures import dump_error
-from mpms.wire.frames import Decoder, encode
+from mpms.wire.frames import READ, Decoder, encode
 
 from ..wire.single import single
 from .habits import NEVER, Fate
@@ -252,7 +252,7 @@ class Process:
             self._look_soon()
 
     def _read(self) -> None:
-        most = min(self._decoder.wanted, len(self.down.data))
+        most = min(READ, len(self.down.data))
         if not most:
             if self.down.ended:
                 self.die(-9)  # the parent is gone

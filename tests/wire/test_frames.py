@@ -145,7 +145,7 @@ if "keep" in sys.argv:
 for turn in range(110):
     if turn == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [b"%d" % place * 100_000 for place in range(8)]
+    blocks = [bytearray(100_000) for _ in range(60)]
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -164,25 +164,5 @@ def test_what_was_freed_is_used_again_and_not_asked_of_the_kernel() -> None:
         told = subprocess.run(program, env=environ, capture_output=True, text=True, check=True)
         return int(told.stdout)
 
-    assert faults() > 5_000  # 25 pages each
+    assert faults() > 50_000  # 25 pages each
     assert faults("keep") < 500
-
-
-@pytest.mark.parametrize(
-    ("length", "wanted"), [(100, 3 << 15), (1 << 16, 3 << 15), (200_000, 200_000), (20_000_000, 1 << 20)]
-)
-def test_more_is_wanted_while_a_large_message_is_under_way(length: int, wanted: int) -> None:
-    decoder = Decoder()
-    assert decoder.wanted == 3 << 15
-    stream = encode(1, 1, bytes(length))
-    assert decoder.feed(stream[: HEADER.size]) == []
-    assert decoder.wanted == wanted
-    at = HEADER.size
-    while at < len(stream):
-        size = decoder.wanted
-        missing = len(stream) - at
-        assert size == min(max(missing, 3 << 15), 1 << 20)
-        got = decoder.feed(stream[at : at + size])
-        at += size
-    assert [len(payload) for _, _, payload in got] == [length]
-    assert decoder.wanted == 3 << 15

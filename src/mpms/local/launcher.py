@@ -15,7 +15,7 @@ from collections import deque
 from ..ids import WorkerId
 from ..record import Record
 from ..typed import TypeAlias
-from ..wire.frames import Decoder, encode
+from ..wire.frames import READ, Decoder, encode
 from ..wire.messages import ASK, BEAR, BORN, DUMP, EXIT, GONE, KILL, LOAD_FAILED, LOADED, Birth, Setup
 from . import descriptors
 from .link import Link, open_link
@@ -168,7 +168,7 @@ class Launcher:
         reports: list[Report] = []
         while True:
             try:
-                data = self._server.socket.recv(self._decoder.wanted)
+                data = self._server.socket.recv(READ)
             except BlockingIOError:
                 return reports
             except ConnectionResetError:

@@ -41,7 +41,7 @@ _NAME_MOST = 200
 _MOMENT = 0.0001  # seconds; a system call that doesn't block takes a tenth
 
 _FUNCTIONS_MOST = 256  # that a worker keeps
-_READS = 16  # in a row from one worker, so that one with much to say doesn't keep others waiting
+_READS = 4  # in a row from one worker, so that one with much to say doesn't keep others waiting
 
 
 class _Filed(Record):

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..record import Record
 from ..typed import Any, NoReturn, TypeAlias, cast
-from .frames import HEADER, Decoder, Message
+from .frames import HEADER, READ, Decoder, Message
 from .lifting import lift
 
 __all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
@@ -189,7 +189,7 @@ class Receiver:
         """What has come; and whether there may be more right now, ``None``: never again. Raises as ``recv`` does. After
         each, look at :attr:`broken`."""
         decoder = self._decoder
-        wanted = decoder.wanted
+        wanted = READ
         if decoder.partial is not None:
             with decoder.room() as room:
                 wanted = len(room)
