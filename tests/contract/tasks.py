@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import sys
 from typing import Any
@@ -32,6 +33,10 @@ class Number(int):
 
 def count_and_show(*args: Any) -> tuple[int, str]:
     return len(args), repr(args)
+
+
+def count_and_hash(*args: Any) -> tuple[int, str]:
+    return len(args), hashlib.sha256(repr(args).encode()).hexdigest()
 
 
 def hold(fifo: str, value: Any = None) -> Any:

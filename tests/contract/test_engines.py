@@ -655,3 +655,27 @@ def test_arguments_come_as_what_they_are(settled: Settled) -> None:
     calls = [(value, other, None) for value in SMALL_VALUES for other in (7, "x" * 501)]
     outcomes = settled(tasks.count_and_show, *calls)
     assert outcomes == {TaskId(n): Returned((3, repr(call))) for n, call in enumerate(calls, 1)}
+
+
+LARGE_VALUES = [
+    *(b"ab" * 2_500, b"ab" * 50_000, b"ab" * 500_000, bytearray(b"ab" * 50_000), "ab" * 50_000),
+    *((b"ab" * 50_000,), ("name", b"ab" * 50_000, None), (b"ab" * 2_500, b"cd" * 500_000), [b"ab" * 50_000]),
+]
+
+
+def test_large_values_come_as_what_they_are_among_small_ones(make: Make) -> None:
+    """Large bytes take a way of their own, as do the largest ones."""
+    engine, sink = make(tasks.give)
+    values = [value for large in LARGE_VALUES for value in (1, large, "text")]
+    for value in values:
+        engine.submit((value,), {})
+    finish(engine)
+    outcomes = [sink.outcomes()[TaskId(n)] for n in range(1, len(values) + 1)]
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Returned)] == values
+    assert [type(outcome.value) for outcome in outcomes if isinstance(outcome, Returned)] == [*map(type, values)]
+
+
+def test_large_arguments_come_as_what_they_are(settled: Settled) -> None:
+    calls = [call for large in LARGE_VALUES for call in ((large,), (7, large), (large, "name", large))]
+    outcomes = settled(tasks.count_and_hash, *calls)
+    assert outcomes == {TaskId(n): Returned(tasks.count_and_hash(*call)) for n, call in enumerate(calls, 1)}

@@ -18,7 +18,7 @@ from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Offer, Parcel, open_link
 from mpms.wire.board import Board, board_size
-from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
+from mpms.wire.files import FILED, Marked, MemoryFile, Receiver, send_file
 from mpms.wire.frames import HEADER, Decoder, Message, encode
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
 from mpms.wire.shelf import Shelf
@@ -95,6 +95,13 @@ def test_tasks_arrive_in_order(pair: Pair, size: int) -> None:
     link.send_tasks([plain(seq, payload) for seq, payload in tasks])
     assert peer.read() == [(TASK, seq, payload) for seq, payload in tasks]
     assert not link.wants_write
+
+
+def test_bytes_arrive_behind_their_mark(pair: Pair) -> None:
+    link, peer = pair
+    content = os.urandom(100_000)
+    link.send_tasks([(1, (b"small", None)), (2, (Marked(b"mark", content), None)), (3, (b"small", None))])
+    assert peer.read() == [(TASK, 1, b"small"), (TASK, 2, b"mark" + content), (TASK, 3, b"small")]
 
 
 def test_a_function_is_sent_before_the_first_task_that_needs_it_and_only_once(pair: Pair) -> None:

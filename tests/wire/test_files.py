@@ -131,9 +131,9 @@ def test_without_descriptors_it_goes_through_the_socket(monkeypatch: pytest.Monk
         raise OSError(errno.EMFILE, "none left")
 
     monkeypatch.setattr(os, "memfd_create", none_left)
-    assert pack([bytes(LARGE), b"!"]) == bytes(LARGE) + b"!"
+    assert pack([b"?", bytes(LARGE), b"!"]) == b"?" + bytes(LARGE) + b"!"
     monkeypatch.delattr(os, "memfd_create")
-    assert pack([bytes(LARGE), b"!"]) == bytes(LARGE) + b"!"
+    assert pack([b"?", bytes(LARGE), b"!"]) == b"?" + bytes(LARGE) + b"!"
 
 
 def test_a_sixteenth_of_all_descriptors_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

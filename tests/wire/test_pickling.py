@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -357,9 +358,6 @@ def test_errors_travel_as_ever_where_a_library_pickles_exceptions_its_own_way(tm
     assert done.stdout.splitlines() == ["3", "mpms_unpickleable_result", "KeyError('key')"]
 
 
-# Large buffers
-
-
 class Buffered:
     """As an array: its memory is a buffer of its own."""
 
@@ -371,6 +369,71 @@ class Buffered:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Buffered) and bytes(self.memory) == bytes(other.memory)
+
+
+# Large bytes
+
+LARGE = os.urandom(5_000)
+
+
+def of_main() -> object:
+    """Something that goes by value."""
+    return lambda: 7
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LARGE,
+        (LARGE,),
+        ("name", LARGE),
+        (LARGE, "name", None),
+        (1, LARGE, 2, LARGE[::-1], 3),
+        (LARGE, Buffered(bytearray(100_000))),
+        ([LARGE], LARGE),
+        (*range(20), LARGE),
+        bytearray(LARGE),
+        b"",
+    ],
+    ids=lambda value: f"{type(value).__name__}-{len(value)}",
+)
+@pytest.mark.parametrize("arrived_as", [bytes, bytearray, memoryview])
+def test_large_bytes_come_back_wherever_they_are(value: Any, arrived_as: Callable[[bytes], Any]) -> None:
+    got = load(arrived_as(dump(value)))
+    assert got == value
+    assert type(got) is type(value)
+    if isinstance(value, tuple):
+        assert [type(one) for one in got] == [type(one) for one in value]
+        assert load(arrived_as(dump_call(value, {}))) == value
+        call = load(arrived_as(dump_call(value, {"option": LARGE})))
+        assert (call[0], call[1]) == (value, {"option": LARGE})
+
+
+def test_large_bytes_beside_what_goes_by_value_come_back() -> None:
+    function, there = load(dump((of_main(), LARGE)))
+    assert function() == 7
+    assert there == LARGE
+    [args, kwargs] = load(dump_call((LARGE,), {"function": of_main()}))
+    assert args == (LARGE,)
+    assert kwargs["function"]() == 7
+
+
+def test_large_bytes_are_not_copied_to_be_sent() -> None:
+    def parts(value: Any) -> Any:
+        return dump(value, tuple)
+
+    assert parts(LARGE)[-1] is LARGE
+    assert parts(("name", LARGE))[-1] is LARGE
+    assert dump_call((LARGE,), {}, tuple)[-1] is LARGE
+    assert dump_call(("name", LARGE), {"option": 1}, tuple)[-1] is LARGE
+
+
+def test_what_can_t_be_pickled_beside_large_bytes_raises() -> None:
+    with pytest.raises(TypeError, match="generator"):
+        dump_call((LARGE, (x for x in ())), {})
+
+
+# Large buffers
 
 
 def buffered(*sizes: int) -> list[Buffered]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpms.wire import files
-from mpms.wire.files import File, MemoryFile, Receiver, send_file
+from mpms.wire.files import File, Marked, MemoryFile, Receiver, send_file
 from mpms.wire.shelf import Shelf
 
 SIZE = 1 << 20
@@ -348,3 +348,14 @@ def test_while_the_interpreter_ends_nothing_is_touched(shelf: Shelf) -> None:
     assert file._file._mapped
     assert MemoryFile.alive == before
     assert shelf._files == []
+
+
+def test_bytes_behind_a_mark_are_packed_without_a_copy_unless_they_go_in_a_file(shelf: Shelf) -> None:
+    data = bytes(100_000)
+    packed = shelf.pack([b"mark", data])
+    assert isinstance(packed, Marked)
+    assert packed.data is data
+    assert len(packed) == len(data) + 4
+    changing = bytearray(100_000)
+    assert shelf.pack([b"mark", memoryview(changing)]) == b"mark" + changing
+    assert isinstance(shelf.pack([b"mark", bytes(SIZE)]), MemoryFile)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mpms.testing import FakeClock
-from mpms.wire.files import Receiver
+from mpms.wire.files import Marked, Receiver
 from mpms.wire.frames import Decoder, Message, encode
 from mpms.wire.messages import DUE, PLAIN, RAISED, RESULTS, RETURNED, SMALL, Result, unpack_results
 from mpms.wire.shelf import Shelf
@@ -94,15 +94,16 @@ def test_plain_results_and_large_ones_go_together(pair: tuple[socket.socket, soc
     reader.start()
     box = Outbox(theirs, _never)
     large = os.urandom(SMALL + 1)
-    for seq, (kind, value) in enumerate(((PLAIN, 5), (RETURNED, large), (PLAIN, "text"), (RAISED, b"small")), 1):
+    results: list[tuple[int, Any]] = [(PLAIN, 5), (RETURNED, large), (PLAIN, "text"), (RAISED, b"small")]
+    for seq, (kind, value) in enumerate([*results, (RETURNED, Marked(b"mark", large))], 1):
         box.add_result(seq, kind, value)
     box.flush()
     theirs.close()
     reader.join(10)
-    [(kind, count, payload), alone] = reader.messages
+    [(kind, count, payload), *alone] = reader.messages
     assert (kind, count) == (RESULTS, 3)
     assert unpack_results(payload) == ((1, 3, 4), (PLAIN, PLAIN, RAISED), (5, "text", b"small"))
-    assert alone == (RETURNED, 2, large)
+    assert alone == [(RETURNED, 2, large), (RETURNED, 5, b"mark" + large)]
 
 
 def test_large_messages_go_through_a_small_buffer(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -15,8 +15,8 @@ from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from ..typed import Any, TypeAlias
 from ..wire.board import Board, Slot, board_size
-from ..wire.files import MemoryFile, Receiver, send_file
-from ..wire.frames import HEADER, Message, encode
+from ..wire.files import MemoryFile, Receiver, message_of, send_file
+from ..wire.frames import Message, encode
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
 from . import descriptors
 from .functions import Shipped
@@ -153,8 +153,7 @@ class Link:
                     self._queue(parts)
                     self._out.append(_Filed(seq, payload))
                 else:
-                    parts.append(HEADER.pack(TASK, seq, len(payload)))
-                    parts.append(payload)
+                    parts += message_of(TASK, seq, payload)
         if small:
             self._pack(small, tasks[-1][0] + 1, parts)
         self._queue(parts)

@@ -29,7 +29,7 @@ from ..typed import Any, NoReturn, TypeAlias, cast
 from .frames import HEADER, READ, Decoder, Message
 from .lifting import lift
 
-__all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
+__all__ = ["FILED", "File", "Marked", "MemoryFile", "Payload", "Receiver", "message_of", "send_file"]
 
 FILED = 0x40
 """Set in the kind of a message whose payload is the size of the file that comes beside it."""
@@ -164,7 +164,26 @@ class MemoryFile:
         return [HEADER.pack(kind, number, self.size), cast(bytes, _read_all(self.fd, self.size))]
 
 
-Payload: TypeAlias = bytes | MemoryFile
+class Marked:
+    """A payload of bytes that are not copied for what is in front of them, which says what they are."""
+
+    __slots__ = ("data", "mark")
+
+    def __init__(self, mark: bytes, data: bytes) -> None:
+        self.mark = mark
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.mark) + len(self.data)
+
+
+Payload: TypeAlias = bytes | Marked | MemoryFile
+
+
+def message_of(kind: int, number: int, payload: bytes | Marked) -> tuple[bytes, bytes]:
+    """In two parts, so that what is large is not copied."""
+    header = HEADER.pack(kind, number, len(payload))
+    return (header + payload.mark, payload.data) if isinstance(payload, Marked) else (header, payload)
 
 
 def send_file(sock: socket.socket, message: bytes, file: MemoryFile) -> int:

@@ -11,7 +11,7 @@ import os
 import resource
 from collections.abc import Sequence
 
-from .files import File, MemoryFile, Payload
+from .files import File, Marked, MemoryFile, Payload
 
 __all__ = ["LEAST", "Shelf"]
 
@@ -34,14 +34,21 @@ class Shelf:
         self._files: list[File] = []
 
     def pack(self, parts: Sequence[bytes | memoryview]) -> Payload:
-        """All parts, in a file if they are large and there can be one."""
+        """All parts: in a file if they are large and there can be one, else in one piece; but bytes behind a mark stay
+        where they are, for nobody changes them."""
         size = sum(map(len, parts))
         if size >= LEAST and MemoryFile.alive < _alive_most():
             try:
                 return MemoryFile(self._take(size) or File(), parts, self._keep)
             except (AttributeError, OSError):  # no memfd here; or no descriptor, no memory left
                 pass
-        return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+        match parts:
+            case [bytes() as data]:
+                return data
+            case [bytes() as mark, bytes() as data]:
+                return Marked(mark, data)
+            case _:
+                return b"".join(parts)
 
     def close(self) -> None:
         """Keep nothing from now on."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from ..typed import Any
-from ..wire.files import MemoryFile, send_file
-from ..wire.frames import HEADER, encode
+from ..wire.files import MemoryFile, message_of, send_file
+from ..wire.frames import encode
 from ..wire.messages import LOGS_DROPPED, PLAIN, RESULTS, RETURNED, SMALL, Result, pack_results
 from ..wire.pickling import dump
 from . import ends
@@ -150,7 +150,7 @@ class Outbox:
                     if isinstance(payload, MemoryFile):
                         files.append((seq, kind, payload))
                     elif kind != PLAIN and len(payload) > SMALL:
-                        parts += HEADER.pack(kind, seq, len(payload)), payload
+                        parts += message_of(kind, seq, payload)
         except BaseException:  # there was no memory: whoever sends next tries again
             results.extendleft(reversed(taken))
             raise
