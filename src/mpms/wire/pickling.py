@@ -13,6 +13,7 @@ from multiprocessing.reduction import ForkingPickler
 
 from ..typed import Any, TypeAlias, TypeVar, overload
 from .messages import SMALL
+from .plain import PLAIN_MOST, are_plain
 
 __all__ = [
     "dump",
@@ -61,9 +62,8 @@ def dump_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], pack: Callable[[
     what it takes to load them: an empty dict for each task costs 0.2 µs."""
     given = [args, kwargs] if kwargs else args
     at = _place_of_bytes(args)
-    if at is not None:
-        others = args[:at] + args[at + 1 :]
-        rest = dump_call(others, kwargs) if others or kwargs else b""
+    if at is not None and not kwargs:
+        rest = pickle.dumps(args[:at] + args[at + 1 :], 5)
         return pack([_AMONG + _PLACE.pack(at, len(rest)) + rest, args[at]])
     try:
         data = pickle.dumps(given, 5, buffer_callback=_stop_at_large)
@@ -138,30 +138,25 @@ def _load_beside(data: bytes | bytearray | memoryview) -> Any:
     return pickle.loads(pickled, buffers=kept)
 
 
-# Large bytes that are the value, or one of the few of a tuple, go as they are: pickled they would be copied once more.
-# Measured, 64 KiB there and back: 1.3 times as many tasks a second; 16 MiB: twice.
+# Large bytes that are the value, or in a tuple of a few that are plain but for them, go as they are: pickled they would
+# be copied once more. Measured, 64 KiB there and back: 1.3 times as many tasks a second; 16 MiB: twice.
 _BYTES, _AMONG = b"b", b"a"
 _PLACE = struct.Struct("<BQ")  # theirs in the tuple, and the size of the rest, which is next
-_FEW = 8
 
 
 def _place_of_bytes(values: tuple[Any, ...]) -> int | None:
-    if len(values) <= _FEW:
+    if len(values) <= PLAIN_MOST:
         for at, value in enumerate(values):
             if type(value) is bytes and len(value) > SMALL:
-                return at
+                return at if are_plain(values[:at] + values[at + 1 :]) else None
     return None
 
 
 def _load_among(data: memoryview) -> Any:
     at, size = _PLACE.unpack_from(data)
     begin = _PLACE.size + size
-    there = bytes(data[begin:])
-    given: Any = load(data[_PLACE.size : begin]) if size else ()
-    if type(given) is tuple:
-        return (*given[:at], there, *given[at:])
-    args, kwargs = given
-    return [(*args[:at], there, *args[at:]), kwargs]
+    others = pickle.loads(data[_PLACE.size : begin])
+    return (*others[:at], bytes(data[begin:]), *others[at:])
 
 
 _BESIDE = b"B"
@@ -292,7 +287,7 @@ def number_classes() -> None:
                 by_value.number(cls)
 
 
-def load(data: bytes | memoryview) -> Any:
+def load(data: bytes) -> Any:
     """What :func:`dump` made. A class that is known here, since it came or went before, is that one."""
     if data[0] == 0x80:
         return pickle.loads(data)

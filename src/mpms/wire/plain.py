@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ..typed import Any
 
-__all__ = ["are_plain", "is_plain"]
+__all__ = ["PLAIN_MOST", "are_plain", "is_plain"]
 
 _LENGTH_MOST = 500  # of a text or of bytes
 _BITS_MOST = 64
-_ARGUMENTS_MOST = 8  # so that all of them are not much
+PLAIN_MOST = 8  # arguments, so that all of them are not much
 
 
 def is_plain(value: Any) -> bool:
@@ -25,7 +25,7 @@ def is_plain(value: Any) -> bool:
 
 
 def are_plain(args: tuple[Any, ...]) -> bool:
-    if len(args) > _ARGUMENTS_MOST:
+    if len(args) > PLAIN_MOST:
         return False
     for value in args:  # as above: a call for each would take as long as all that it asks
         kind = type(value)
