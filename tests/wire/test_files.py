@@ -258,3 +258,49 @@ def test_what_else_comes_beside_a_message_does_no_harm(pair: tuple[socket.socket
     ours.sendmsg([encode(1, 2, b"three")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, number)])
     assert receiver.read()[0] == [(1, 2, b"three")]
     receiver.close()
+
+
+class Counted:
+    """A socket of which it is known how much was asked for."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.asked: list[int] = []
+
+    def recvmsg(self, size: int, room: int) -> object:
+        self.asked.append(size)
+        return self._sock.recvmsg(size, room)
+
+    def recvmsg_into(self, buffers: list[memoryview], room: int) -> object:
+        return self._sock.recvmsg_into(buffers, room)
+
+
+def test_what_comes_in_bulk_is_read_in_bulk_and_what_comes_alone_is_not(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    counted = Counted(theirs)
+    receiver = Receiver(counted)  # type: ignore[arg-type]
+    content = os.urandom(1 << 16)
+
+    def read(count: int) -> list[int]:
+        """So many messages of the content; how much was asked for each time, in KiB."""
+        counted.asked.clear()
+        while count:
+            messages, _ = receiver.read()
+            assert all(bytes(payload) == content for _, _, payload in messages)
+            count -= len(messages)
+        return [size >> 10 for size in counted.asked]
+
+    for _ in range(3):
+        ours.sendall(encode(1, 1, content))
+        assert read(1) == [96]
+    ours.sendall(encode(1, 1, content) * 6)
+    assert read(6) == [96, 1024]  # and what was left of the second one, to where it stays
+    ours.sendall(encode(1, 1, content) * 6)
+    assert read(6) == [1024]
+    ours.sendall(encode(1, 1, content))
+    assert read(1) == [1024]
+    ours.sendall(encode(1, 1, content))
+    assert read(1) == [96]

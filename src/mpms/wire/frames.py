@@ -17,10 +17,8 @@ HEADER = struct.Struct("<BQQ")
 Message: TypeAlias = tuple[int, int, bytes]
 """Kind, number, payload."""
 
-READ = 1 << 20
-"""Bytes to read at once, which is all that may be under way. Measured, with 64 KiB there and back: by 96 KiB it
-took the processors a fifth more time, for each message then wakes a thread, and half of them come in two parts. What a
-small message takes to read is the same."""
+READ = 3 << 15
+"""Bytes to read at once, if there isn't more: 64 KiB come in one part."""
 
 _LARGE = 1 << 15  # payloads that are read in place when they don't arrive at once
 _ROOM = 1 << 25  # that is made at once for one
