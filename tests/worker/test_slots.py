@@ -8,9 +8,10 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,8 +21,8 @@ from mpms.wire.chunks import Each
 from mpms.wire.failures import load_error
 from mpms.wire.frames import Message, encode
 from mpms.wire.lookout import LookOut
-from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, START_FAILED, TASK
-from mpms.wire.pickling import load
+from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, SELECT, START_FAILED, TASK
+from mpms.wire.pickling import dump_call, load
 from mpms.worker import ends
 
 from .conftest import Ends
@@ -69,6 +70,20 @@ def test_several_threads_share_a_frame_and_the_watermark_is_exact(stage: NewStag
     assert values(slots.collect(RETURNED, 7)) == {seq: seq for seq in range(1, 8)}
     assert slots.board.running() == []
     assert slots.board.watermark() == 7
+
+
+def test_an_idle_thread_keeps_nothing_of_the_task_that_it_had(stage: NewStage) -> None:
+    """Neither its arguments, nor what they came in, nor its result: they may be large."""
+    slots = stage(len).ready().at_rest()
+    gone = threading.Event()
+    payload = memoryview(dump_call((bytes(100_000),), {}))
+    weakref.finalize(payload, gone.set)
+    slots.slots._hear(TASK, 1, cast(bytes, payload))
+    del payload
+    slots.send_raw(encode(SELECT, 0))  # wakes the leader
+    assert values(slots.collect(RETURNED)) == {1: 100_000}
+    slots.at_rest()
+    assert gone.wait(1)
 
 
 def test_arguments_that_cannot_be_unpickled_are_that_tasks_outcome(stage: NewStage) -> None:

@@ -201,7 +201,7 @@ class Slots:
         task: _Task | None
         now = monotonic()
         while True:
-            task = None
+            task = payload = None  # what was large in it isn't kept while nothing comes
             if tasks:
                 taking.acquire()  # with `with` it takes 0.1 µs more
                 try:
