@@ -166,3 +166,15 @@ def test_what_was_freed_is_used_again_and_not_asked_of_the_kernel() -> None:
 
     assert faults() > 10_000  # 25 pages each
     assert faults("keep") < 500
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="what memory there is is not shown here")
+def test_to_keep_memory_takes_none() -> None:
+    """With or without a GIL."""
+    program = (
+        "import re; from pathlib import Path; from mpms.wire.frames import keep_memory\n"
+        "def held(): return int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "held(); before = held(); keep_memory(); print(held() - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 1_000  # KiB

@@ -7,6 +7,7 @@ ended is no error: what was not sent whole was not sent.
 from __future__ import annotations
 
 import struct
+import sys
 
 from ..typed import TypeAlias, cast
 
@@ -37,7 +38,8 @@ def keep_memory() -> None:
     first large block that is freed, which many programs have anyway: to twice the size of that. Measured, with 64 KiB
     there and back 1.2 times as many tasks a second, with 128 KiB 1.4 times.
     """
-    bytes(_KEPT)
+    if "t" not in sys.abiflags:  # without a GIL Python has an allocator of its own, and this would only take 4 MiB
+        bytes(_KEPT)
 
 
 class Decoder:
