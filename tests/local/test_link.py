@@ -18,8 +18,8 @@ from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Offer, Parcel, open_link
 from mpms.wire.board import Board, board_size
-from mpms.wire.files import FILED, Marked, MemoryFile, Receiver, send_file
-from mpms.wire.frames import HEADER, Decoder, Message, encode
+from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
+from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
 from mpms.wire.shelf import Shelf
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mpms.wire import files
-from mpms.wire.files import File, Marked, MemoryFile, Receiver, send_file
+from mpms.wire.files import File, MemoryFile, Receiver, send_file
+from mpms.wire.frames import Marked
 from mpms.wire.shelf import Shelf
 
 SIZE = 1 << 20

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from mpms.testing import FakeClock
-from mpms.wire.files import Marked, Receiver
-from mpms.wire.frames import Decoder, Message, encode
+from mpms.wire.files import Receiver
+from mpms.wire.frames import Decoder, Marked, Message, encode
 from mpms.wire.messages import DUE, PLAIN, RAISED, RESULTS, RETURNED, SMALL, Result, unpack_results
 from mpms.wire.shelf import Shelf
 from mpms.worker import ends, outbox

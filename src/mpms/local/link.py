@@ -15,8 +15,8 @@ from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from ..typed import Any, TypeAlias
 from ..wire.board import Board, Slot, board_size
-from ..wire.files import MemoryFile, Receiver, message_of, send_file
-from ..wire.frames import Message, encode
+from ..wire.files import MemoryFile, Receiver, send_file
+from ..wire.frames import Message, encode, message_of
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
 from . import descriptors
 from .functions import Shipped

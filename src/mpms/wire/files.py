@@ -26,10 +26,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..record import Record
 from ..typed import Any, NoReturn, TypeAlias, cast
-from .frames import HEADER, READ, Decoder, Message
+from .frames import HEADER, READ, READ_MOST, Decoder, Marked, Message
 from .lifting import lift
 
-__all__ = ["FILED", "File", "Marked", "MemoryFile", "Payload", "Receiver", "message_of", "send_file"]
+__all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
 
 FILED = 0x40
 """Set in the kind of a message whose payload is the size of the file that comes beside it."""
@@ -39,11 +39,6 @@ _LENT, _RETURNED = b"\0", b"\1"  # the first byte of a file
 
 _SIZE = struct.Struct("<Q")
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)  # for one: the kernel doesn't join what two messages have beside
-_READ_MOST = 1 << 20
-"""Bytes to read at once while much comes, which is all that may be under way. Measured, with 64 KiB there and back: by
-96 KiB it took the processors a fifth more time, for each message then wakes a thread, and half of them come in two
-parts. Not always: a C library that asks the system for so much memory takes longer for it than for a small message."""
-
 _VECTOR_MOST = 256
 _TRUNCATED = int(socket.MSG_CTRUNC)  # as it is, an enum, each look takes 0.9 µs
 
@@ -169,26 +164,7 @@ class MemoryFile:
         return [HEADER.pack(kind, number, self.size), cast(bytes, _read_all(self.fd, self.size))]
 
 
-class Marked:
-    """A payload of bytes that are not copied for what is in front of them, which says what they are."""
-
-    __slots__ = ("data", "mark")
-
-    def __init__(self, mark: bytes, data: bytes) -> None:
-        self.mark = mark
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.mark) + len(self.data)
-
-
 Payload: TypeAlias = bytes | Marked | MemoryFile
-
-
-def message_of(kind: int, number: int, payload: bytes | Marked) -> tuple[bytes, bytes]:
-    """In two parts, so that what is large is not copied."""
-    header = HEADER.pack(kind, number, len(payload))
-    return (header + payload.mark, payload.data) if isinstance(payload, Marked) else (header, payload)
 
 
 def send_file(sock: socket.socket, message: bytes, file: MemoryFile) -> int:
@@ -223,7 +199,7 @@ class Receiver:
         else:
             data, beside, flags, _ = self._sock.recvmsg(wanted, _ROOM)
             count = len(data)
-            self._wanted = _READ_MOST if count >= READ else READ
+            self._wanted = READ_MOST if count >= READ else READ
             messages = decoder.feed(data)
         if beside:
             self._keep(beside)

@@ -11,7 +11,8 @@ import os
 import resource
 from collections.abc import Sequence
 
-from .files import File, Marked, MemoryFile, Payload
+from .files import File, MemoryFile, Payload
+from .frames import Marked
 
 __all__ = ["LEAST", "Shelf"]
 

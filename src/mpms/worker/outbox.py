@@ -10,8 +10,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from ..typed import Any
-from ..wire.files import MemoryFile, message_of, send_file
-from ..wire.frames import encode
+from ..wire.files import MemoryFile, send_file
+from ..wire.frames import encode, message_of
 from ..wire.messages import LOGS_DROPPED, PLAIN, RESULTS, RETURNED, SMALL, Result, pack_results
 from ..wire.pickling import dump
 from . import ends
