@@ -13,7 +13,9 @@ import pytest
 
 from mpms import MPMS, WorkerCrashed
 from mpms.config import PoolConfig
+from mpms.local.packing import Packing
 from mpms.local.shipment import job_of
+from mpms.wire.frames import Marked
 
 from .helpers import HAS_GIL, PATIENCE, at_full_strength, kill, note, noted, pids, program, results, until
 
@@ -90,6 +92,13 @@ def test_what_a_task_or_its_caller_keeps_stays_as_it_is(any_method: str) -> None
     for array, seen, word in got:
         assert (array == 2 * word).all()
         assert seen == list(range(word + 1))
+
+
+def test_a_task_that_waits_has_no_copy_of_its_bytes() -> None:
+    data = bytes(100_000)
+    packed = Packing(same).pack(("name", data), {})
+    assert isinstance(packed, Marked)
+    assert packed.data is data
 
 
 def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method: str) -> None:

@@ -73,7 +73,7 @@ def test_several_threads_share_a_frame_and_the_watermark_is_exact(stage: NewStag
 
 
 def test_an_idle_thread_keeps_nothing_of_the_task_that_it_had(stage: NewStage) -> None:
-    """Neither its arguments, nor what they came in, nor its result: they may be large."""
+    """What its arguments came in may be large."""
     slots = stage(len).ready().at_rest()
     gone = threading.Event()
     payload = memoryview(dump_call((bytes(100_000),), {}))
