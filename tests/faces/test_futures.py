@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import logging
 import os
@@ -29,7 +30,11 @@ def has_condition(future: Future[int]) -> bool:
 
 
 def test_it_has_all_that_the_one_of_concurrent_futures_has() -> None:
-    assert vars(concurrent.futures.Future()).keys() - {"_condition"} <= vars(new()).keys()
+    future = new()
+    for name, value in vars(concurrent.futures.Future()).items():
+        assert name == "_condition" or getattr(future, name) in (value, ())
+    assert isinstance(future._condition, threading.Condition)
+    assert future._waiters == future._done_callbacks == []
 
 
 def test_who_only_has_a_callback_needs_no_condition() -> None:
@@ -141,10 +146,10 @@ def test_a_callback_that_is_added_while_it_is_settled_is_called_once() -> None:
     future, seen = new(), list[int]()
     meanwhile = Meanwhile(lambda: future.settle(Returned(5)))
 
-    class Callbacks(list[Any]):
-        def append(self, callback: object) -> None:
+    class Callbacks(tuple[Any, ...]):
+        def __add__(self, callbacks: Any) -> Any:
             meanwhile.happens()
-            super().append(callback)
+            return super().__add__(callbacks)
 
     future._done_callbacks = Callbacks()
     future.add_done_callback(lambda done: seen.append(done.result()))
@@ -155,11 +160,11 @@ def test_a_callback_that_is_added_while_it_is_settled_is_called_once() -> None:
 def test_a_handler_of_a_signal_may_use_futures_in_between() -> None:
     future, other, seen = new(), new(), list[int]()
 
-    class Interrupted(list[Any]):
-        def append(self, callback: object) -> None:
+    class Interrupted(tuple[Any, ...]):
+        def __add__(self, callbacks: Any) -> Any:
             other.add_done_callback(lambda done: seen.append(done.result()))
             other.settle(Returned(1))
-            super().append(callback)
+            return super().__add__(callbacks)
 
     future._done_callbacks = Interrupted()
     future.add_done_callback(lambda done: seen.append(done.result()))
@@ -310,6 +315,20 @@ def test_a_result_is_taken_once() -> None:
     assert future._take(Result(lambda: 1))
     assert not future._take(Result(lambda: 2))
     assert future.result() == 1
+
+
+def test_asyncio_gets_a_result_that_was_taken_and_that_nobody_has_opened() -> None:
+    future = waited(Waited())
+    assert future._get_snapshot() == (False, False, None, None)
+    assert future._take(Result(lambda: 1))
+    assert future._get_snapshot() == (True, False, 1, None)  # so it asks from Python 3.15 on
+    other = waited(Waited())
+    assert other._take(Result(lambda: 2))
+
+    async def wait() -> object:
+        return await asyncio.wrap_future(other)
+
+    assert asyncio.run(wait()) == 2
 
 
 def test_a_result_is_not_taken_while_somebody_has_the_lock() -> None:
