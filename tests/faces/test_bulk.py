@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from mpms.errors import TaskCancelled
 from mpms.faces.bulk import Bulk
 from mpms.ids import TaskId
 from mpms.outcome import Cancelled, Returned
+from mpms.testing import FakeClock
 from mpms.wire.chunks import Each
 
 
@@ -49,7 +51,7 @@ class Engine:
 
     def run(self, task: int, function: Callable[[Any], Any] = str) -> None:
         args, ticket = self.tasks[TaskId(task)]
-        ticket.settle(Returned(Each(function)(*args)))
+        ticket.settle(Returned(travel(Each(function)(*travel(args)))))
 
     def run_all(self, function: Callable[[Any], Any]) -> list[list[Any]]:
         """Also those that are submitted meanwhile. The items of each."""
@@ -57,15 +59,19 @@ class Engine:
         while done < len(self.tasks):
             done += 1
             self.run(done, function)
-        return [args[0] for args, _ in self.tasks.values()]
+        return [travel(args[0]) for args, _ in self.tasks.values()]
 
     def come_back(self, task: int, done: int) -> None:
         """Only so many of its items were run: they took too long."""
         (items, *how), ticket = self.tasks[TaskId(task)]
-        ticket.settle(Returned(Each(str)(items[:done], *how)))
+        ticket.settle(Returned(travel(Each(str)(travel(items)[:done], *how))))
 
     def give_up(self, task: int) -> None:
         self.tasks[TaskId(task)][1].settle(Cancelled(TaskCancelled("it was cancelled")))
+
+
+def travel(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value, 5))
 
 
 def bulk_of(engine: Engine, source: Any, **options: Any) -> Bulk:
@@ -135,10 +141,24 @@ def test_the_rest_of_a_chunk_that_took_too_long_is_shared_among_all_threads() ->
     bulk = Bulk(engine, PoolConfig(processes=2, threads=2), str, range(11), chunksize=11, eager=True)  # type: ignore[arg-type]
     bulk.feed()
     engine.come_back(1, 1)
-    assert [args[0] for args, _ in engine.tasks.values()][1:] == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
+    assert [list(travel(args[0])) for args, _ in engine.tasks.values()][1:] == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
     for task in (5, 3, 2, 4):
         engine.run(task)
     assert [*bulk.values()] == [*map(str, range(11))]
+
+
+@pytest.mark.parametrize(("microseconds", "turns"), [(300, 4), (150, 2), (10, 0)])
+def test_who_packs_for_long_lets_others_have_the_interpreter_in_between(
+    monkeypatch: pytest.MonkeyPatch, microseconds: int, turns: int
+) -> None:
+    engine, clock, sleeps = Engine(), FakeClock(), list[float]()
+    monkeypatch.setattr("mpms.faces.bulk.monotonic", clock)
+    monkeypatch.setattr("mpms.faces.bulk.sleep", sleeps.append)
+    engine.meanwhile = lambda task: clock.advance(microseconds * 1e-6)
+    bulk_of(engine, range(100)).feed()
+    assert len(engine.tasks) == 4
+    assert len(sleeps) == turns
+    assert all(0 < seconds <= 1e-5 for seconds in sleeps)
 
 
 def test_it_has_ended_once_when_all_is_settled() -> None:
@@ -233,10 +253,10 @@ def sizes(chunks: list[list[Any]]) -> list[int]:
     return [sum(map(len, chunk)) for chunk in chunks]
 
 
-@pytest.mark.parametrize(("item", "function"), [(b"b" * 100_000, len), ("s" * 100_000, len), (1, bool)])
+@pytest.mark.parametrize(("item", "function"), [(b"b", len), ("s", len), (1, bool)])
 def test_a_chunk_has_a_megabyte_of_items_and_values(item: Any, function: Callable[[Any], Any]) -> None:
     engine = Engine()
-    bulk_of(engine, [item] * 200, chunksize=None).feed()
+    bulk_of(engine, [item if item == 1 else item * 100_000 for _ in range(200)], chunksize=None).feed()
     chunks = engine.run_all(lambda _: bytes(100_000) if item == 1 else function(item))
     assert sum(map(len, chunks)) == 200
     assert max(map(len, chunks)) == 10
@@ -244,7 +264,7 @@ def test_a_chunk_has_a_megabyte_of_items_and_values(item: Any, function: Callabl
 
 def test_so_has_one_of_items_that_are_pickled_one_by_one() -> None:
     engine = Engine()
-    bulk_of(engine, [(b"b" * 50_000, b"c" * 50_000)] * 200, chunksize=None).feed()
+    bulk_of(engine, [([b"b" * 50_000], b"c" * 50_000)] * 200, chunksize=None).feed()
     chunks = engine.run_all(len)
     assert sum(map(len, chunks)) == 200
     assert max(map(len, chunks)) == 10
@@ -252,7 +272,9 @@ def test_so_has_one_of_items_that_are_pickled_one_by_one() -> None:
 
 def test_chunks_of_items_that_are_larger_than_those_before_are_divided() -> None:
     engine = Engine()
-    bulk_of(engine, [b"small"] * 10_000 + [b"b" * 300_000] * 20 + [b"x" * 5_000_000] * 3, chunksize=None).feed()
+    bulk_of(
+        engine, [b"small"] * 10_000 + [b"b" * n for n in (*(300_000,) * 20, *(5_000_000,) * 3)], chunksize=None
+    ).feed()
     chunks = engine.run_all(len)
     assert sum(map(len, chunks)) == 10_023
     assert max(map(len, chunks)) > 100
@@ -261,5 +283,5 @@ def test_chunks_of_items_that_are_larger_than_those_before_are_divided() -> None
 
 def test_a_chunk_of_as_many_items_as_the_user_says_is_not_divided() -> None:
     engine = Engine()
-    bulk_of(engine, [b"b" * 300_000] * 20, chunksize=20).feed()
+    bulk_of(engine, [b"b" * n for n in (300_000,) * 20], chunksize=20).feed()
     assert sizes(engine.run_all(len)) == [6_000_000]

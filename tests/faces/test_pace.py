@@ -75,14 +75,22 @@ def test_nothing_is_kept_of_a_function_that_nobody_has(paces: Paces) -> None:
     assert pace_of(paces, partial(quick)).size == 1
 
 
-@pytest.mark.parametrize("source", [iter(MANY), (item for item in MANY), ["x" * 5000] * 100_000, [[]] * 100_000])
+@pytest.mark.parametrize(
+    "source",
+    [
+        iter(MANY),
+        (item for item in MANY),
+        *([item] * 100_000 for item in ("x" * 5000, ("x" * 5000,), (0,) * 1000, [[]], {"a": []}, {0: "x" * 5000})),
+    ],
+)
 def test_of_what_is_not_at_hand_or_may_be_large_one_item_is_tried_first(paces: Paces, source: Iterable[Any]) -> None:
     assert pace_of(paces, quick, source).size == 1
 
 
-@pytest.mark.parametrize("source", [[0] * 100_000, ("a",) * 100_000, [b"a"] * 100_000, [None] * 100_000])
-def test_small_items_that_are_at_hand_go_at_once(paces: Paces, source: Iterable[Any]) -> None:
-    assert pace_of(paces, quick, source).size == 4000
+@pytest.mark.parametrize("item", [0, "a", b"a", None, (1, "a"), [], [1, 2], {"a": 1, 2: None}])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_small_items_that_are_at_hand_go_at_once(paces: Paces, item: Any, kind: type) -> None:
+    assert pace_of(paces, quick, kind([item] * 100_000)).size == 4000
 
 
 def test_what_is_at_hand_is_shared_out_so_that_all_processes_end_at_about_the_same_time(paces: Paces) -> None:

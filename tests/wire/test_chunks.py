@@ -15,9 +15,22 @@ from hypothesis import strategies as st
 from mpms import RemoteWorkerError, WorkerGracefulDie
 from mpms.testing import FakeClock
 from mpms.wire import chunks
-from mpms.wire.chunks import Chunk, Each, Place, here, pack
+from mpms.wire.chunks import Chunk, Place, here, pack
 from mpms.wire.failures import load_error
 from mpms.wire.pickling import dump_function, load
+
+
+def travel(value: Any) -> Any:
+    return load(pickle.dumps(value, 5))
+
+
+class Each(chunks.Each):
+    """What it returns has come from a worker."""
+
+    def __call__(self, *args: Any) -> Chunk:
+        chunk = travel(super().__call__(*args))
+        assert isinstance(chunk, Chunk)
+        return chunk
 
 
 class Noted(Place):
@@ -69,7 +82,7 @@ def run(function: Callable[..., Any], items: Sequence[Any], *, star: bool = Fals
     packed, problems, _ = pack(items, star=star, exact=False)
     assert not problems
     each = load(dump_function(Each(function))) if function.__module__ == __name__ else Each(function)
-    chunk = load(pickle.dumps(each(*load(pickle.dumps(packed, 5))), 5))
+    chunk = travel(each(*travel(packed)))
     assert isinstance(chunk, Chunk)
     return chunk
 
@@ -138,7 +151,8 @@ def test_arguments_are_spread_with_star() -> None:
 
 def test_arguments_of_plain_types_travel_together() -> None:
     calls = [(1, 2.5), ("a", None)]
-    assert pack(calls, star=True, exact=False)[:2] == ((calls, False, True, False), {})
+    packed, problems, _ = pack(calls, star=True, exact=False)
+    assert (travel(packed), problems) == ((calls, False, True, False), {})
     assert pack([*calls, ([], 3)], star=True, exact=True)[0][1:] == (True, True, True)
 
 
@@ -522,8 +536,8 @@ def test_what_a_child_raises_is_for_nobody_in_the_chunk(place: Noted) -> None:
 def test_a_function_for_chunks_travels_as_the_function_does() -> None:
     base = 10
     each = load(dump_function(Each(lambda x: x + base)))
-    assert each([1, 2], False, False, False).values == [11, 12]
-    assert load(dump_function(Each(double)))([1], False, False, False).values == [2]
+    assert travel(each([1, 2], False, False, False)).values == [11, 12]
+    assert travel(load(dump_function(Each(double)))([1], False, False, False)).values == [2]
 
 
 # Interrupts
@@ -693,7 +707,7 @@ def test_it_agrees_with_a_loop(
     assert not problems
     real, chunks.monotonic = chunks.monotonic, clock
     try:
-        chunk = load(pickle.dumps(Each(do)(*packed), 5))
+        chunk = Each(do)(*travel(packed))
     finally:
         chunks.monotonic = real
     got = [(kind, what.partition("(")[0] if kind == "raised" else what) for kind, what in outcomes(chunk)]

@@ -158,8 +158,10 @@ async def _off_the_loop(what: str, function: Callable[[], object]) -> None:
             errors.append(error)
         parking.release()
 
-    _thread(what, perform).start()
+    thread = _thread(what, perform)
+    thread.start()
     await parking.wait()
+    thread.join()  # it has nothing more to do: so it is not seen any more by who looks what was left
     if errors:
         raise errors.pop()  # in no variable: its traceback has this frame
 

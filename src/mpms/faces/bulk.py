@@ -13,9 +13,9 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain, repeat
-from time import monotonic
+from time import monotonic, sleep
 
 from ..config import PoolConfig
 from ..engine import Engine, Refused
@@ -38,16 +38,24 @@ _FILL_SECONDS = 0.005
 """How long a chunk waits for a slow source to give it more items."""
 
 
+_TURN_SECONDS = 0.0002
+"""How long a thread packs chunks before it lets others have the interpreter, which has the sending of the first ones
+done. It would be theirs after 5 ms: then all are packed, and no worker has one yet."""
+
+_GIVE_WAY_SECONDS = 1e-6
+"""A sleep in which it is let go of, and taken by who waits for it. It takes the system 55 µs."""
+
+
 class _Failure(Record):
     """In place of a value."""
 
     error: BaseException
 
 
-_Piece: TypeAlias = tuple[int, list[Any], list[Any], bool]
+_Piece: TypeAlias = tuple[int, Sequence[Any], list[Any], bool]
 """The place of the first, items, and for each its value or :class:`_Failure`; whether there is one of these."""
 
-_Part: TypeAlias = Callable[[list[Any], list[Any]], Iterator[Any]]
+_Part: TypeAlias = Callable[[Sequence[Any], list[Any]], Iterator[Any]]
 """What is to be seen of items and their values."""
 
 
@@ -108,8 +116,11 @@ class Bulk:
 
     def feed(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Send what the bounds allow, until it is ``enough``. One thread does, and others leave it to that one."""
+        turn = monotonic() + _TURN_SECONDS
         while not enough() and (room := self._room()) and self._sends_next(room):
-            pass
+            if monotonic() >= turn:
+                sleep(_GIVE_WAY_SECONDS)
+                turn = monotonic() + _TURN_SECONDS
         self._end_if_done()
 
     def _sends_next(self, room: int) -> bool:
@@ -137,14 +148,13 @@ class Bulk:
             waiting = 0 if self._eager else len(self._pieces)
             return size if len(self._out) + waiting < self._chunks_most else 0
 
-    def _read_some(self, most: int) -> list[Any]:
+    def _read_some(self, most: int) -> Sequence[Any]:
         if self._held is not None:
             part = self._held[self._read : self._read + most]
-            items = part if isinstance(part, list) else list(part)
-            if len(items) < most:  # and no other way: it may have been closed meanwhile
+            if len(part) < most:  # and no other way: it may have been closed meanwhile
                 self._exhausted, self._held = True, ()  # the items are whose turn it is, and nobody else's
-            return items
-        items, until = [], monotonic() + _FILL_SECONDS
+            return part
+        items, until = list[Any](), monotonic() + _FILL_SECONDS
         try:
             for item in self._source:
                 items.append(item)
@@ -158,14 +168,14 @@ class Bulk:
             raise
         return items
 
-    def _send(self, place: int, items: list[Any]) -> None:
+    def _send(self, place: int, items: Sequence[Any]) -> None:
         if not items:
             return
         if self._single:
             for at, item in enumerate(items):
                 self._send_single(place + at, item, self._config.retries)
             return
-        packed, problems, size = pack(items, star=self._star, exact=self._exact, numbers=type(self._held) is range)
+        packed, problems, size = pack(items, star=self._star, exact=self._exact)
         if problems:
             for at, item in enumerate(items):
                 if at in problems:
@@ -236,7 +246,7 @@ class Bulk:
         if self._eager:
             self.feed()
 
-    def _settle_chunk(self, place: int, items: list[Any], chunk: Chunk, size: int) -> None:
+    def _settle_chunk(self, place: int, items: Sequence[Any], chunk: Chunk, size: int) -> None:
         values, errors = chunk.load()
         done = len(values)
         if done:
@@ -259,7 +269,7 @@ class Bulk:
         for at in range(done, len(items), portion):
             self._send(place + at, items[at : at + portion])
 
-    def _settle_crash(self, place: int, items: list[Any], outcome: Crashed | TimedOut) -> None:
+    def _settle_crash(self, place: int, items: Sequence[Any], outcome: Crashed | TimedOut) -> None:
         begun = len(items) if outcome.items is None else min(outcome.items, len(items))
         with self._changed:
             self._pace.restart()
@@ -273,7 +283,7 @@ class Bulk:
                 self._arrive(place + at, [items[at]], [_Failure(error)], failed=True)
         self._send(place + begun, items[begun:])
 
-    def _arrive(self, place: int, items: list[Any], values: list[Any], *, failed: bool = False) -> None:
+    def _arrive(self, place: int, items: Sequence[Any], values: list[Any], *, failed: bool = False) -> None:
         if items:
             with self._changed:
                 self._pieces[place] = place, items, values, failed
@@ -323,7 +333,7 @@ class Bulk:
                 deque(part, maxlen=0)
             self.close()
 
-    def _open(self, part_of: _Part, items: list[Any], values: list[Any], raise_errors: bool) -> Iterator[Any]:
+    def _open(self, part_of: _Part, items: Sequence[Any], values: list[Any], raise_errors: bool) -> Iterator[Any]:
         """Of what has failures."""
         values.reverse()
         for item in items:
@@ -405,14 +415,14 @@ class _Stream(chain[Any]):
         self._parts.close()
 
 
-def _values(items: list[Any], values: list[Any]) -> Iterator[Any]:
+def _values(items: Sequence[Any], values: list[Any]) -> Iterator[Any]:
     if len(values) > _MANY:
         return iter(values)
     values.reverse()  # popped as they are taken: who takes a value is the only one who holds it then
     return map(list.pop, repeat(values, len(values)))
 
 
-def _pairs(items: list[Any], values: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _pairs(items: Sequence[Any], values: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(items, values, strict=True)
 
 
@@ -425,7 +435,7 @@ class _Ticket:
         self,
         bulk: Bulk,
         place: int,
-        items: list[Any],
+        items: Sequence[Any],
         *,
         size: int = 0,
         single: bool = False,

@@ -158,8 +158,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         _call_back(self)
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
-        """Whether it is done and cancelled, and with what: for the ``asyncio`` of Python 3.15, which then has the result
-        of what was taken, too."""
+        """Whether it is done and cancelled, and with what: for the ``asyncio`` of Python 3.15, which by it has a result
+        that was taken, too."""
         is_done = self.done()
         self._open()
         return is_done, self.cancelled(), self._result, self._exception

@@ -25,7 +25,9 @@ _GROWTH = 16  # of chunks in one step, so that some quick items in front of slow
 
 _SHARES = 4  # that each process has of what is at hand, at the least: so the last ones end at about the same time
 
-_SMALL = 1000  # characters of an item, with which it is taken for one of many small ones
+_SMALL = 1000  # characters of an item or a part of it, with which it is taken for one of many small ones
+
+_FEW = 16  # parts of an item
 
 _SMALL_TYPES = {int, float, complex, bool, type(None)}
 
@@ -76,7 +78,7 @@ class Pace:
         if is_at_hand(source):
             self._most = min(self._most, max(1, len(source) // (processes * _SHARES)))
             first = source[0] if source else None
-            if type(first) in _SMALL_TYPES or (isinstance(first, str | bytes) and len(first) < _SMALL):
+            if _is_small(first):
                 self._size = paces.of(function)
 
     @property
@@ -91,3 +93,11 @@ class Pace:
 
     def restart(self) -> None:
         self._size = 1
+
+
+def _is_small(item: Any) -> bool:
+    """Also of a few that are."""
+    parts = [*item, *item.values()] if type(item) is dict else item if type(item) in (tuple, list) else [item]
+    return len(parts) <= _FEW and all(
+        type(part) in _SMALL_TYPES or (isinstance(part, str | bytes) and len(part) < _SMALL) for part in parts
+    )
