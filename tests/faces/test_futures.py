@@ -10,6 +10,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,6 +76,23 @@ def test_a_callback_that_raises_is_logged_and_the_others_are_called(caplog: pyte
         future.settle(Returned(1))
     assert called == [1]
     assert "exception calling callback" in caplog.text
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_callbacks_are_called_once_and_in_their_order_whenever_the_condition_is_made(count: int, before: int) -> None:
+    future, called = new(), list[int]()
+
+    def call(number: int, done: concurrent.futures.Future[int]) -> None:
+        called.append(number)
+        concurrent.futures.wait([done])  # which makes it, at the latest
+
+    for number in range(count):
+        if number == before:
+            concurrent.futures.wait([future], timeout=0)
+        future.add_done_callback(partial(call, number))
+    future.settle(Returned(1))
+    assert called == [*range(count)]
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["nobody waits", "somebody waits"])
@@ -152,6 +170,7 @@ def test_a_callback_that_is_added_while_it_is_settled_is_called_once() -> None:
             return super().__add__(callbacks)
 
     future._done_callbacks = Callbacks()
+    future.add_done_callback(lambda done: None)
     future.add_done_callback(lambda done: seen.append(done.result()))
     assert meanwhile.ends()
     assert seen == [5]
@@ -167,6 +186,7 @@ def test_a_handler_of_a_signal_may_use_futures_in_between() -> None:
             return super().__add__(callbacks)
 
     future._done_callbacks = Interrupted()
+    future.add_done_callback(lambda done: None)
     future.add_done_callback(lambda done: seen.append(done.result()))
     future.settle(Returned(2))
     assert seen == [1, 2]
