@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from . import tasks
 from .figures import median, percentile
 from .measuring import LostTasks, Run, Tally, Unavailable
 from .processes import cpu_seconds, pss, rss, tree
-from .system import Shape
+from .system import Shape, System
 
 __all__ = [
     "arrays_16m",
@@ -106,8 +106,14 @@ def arrays_16m(run: Run) -> None:
 
 
 def bulk(run: Run) -> None:
-    items = range(200_000)
     system = run.open(tasks.same, _ignore, _P2T4)
+    run.record(rate=_map_again_and_again(run, system, range(200_000)))
+    run.record(pairs=_map_again_and_again(run, system, [(number, str(number)) for number in range(50_000)]))
+    system.join()
+
+
+def _map_again_and_again(run: Run, system: System, items: Sequence[Any]) -> float:
+    """Items per second."""
     expected = list(items)
     times: list[float] = []
     end = time.perf_counter() + run.seconds
@@ -118,8 +124,7 @@ def bulk(run: Run) -> None:
         if results != expected:
             raise LostTasks(sum(a != b for a, b in itertools.zip_longest(results, expected)), len(expected))
     # The first one waited for the workers.
-    run.record(rate=len(items) / median(times[1:]))
-    system.join()
+    return len(items) / median(times[1:])
 
 
 def _ignore(_: Any) -> None:

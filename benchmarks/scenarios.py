@@ -58,7 +58,7 @@ SCENARIOS: dict[str, Scenario] = {
             "bulk",
             "Bulk: map over 200,000 items",
             measures.bulk,
-            (_ITEMS,),
+            (_ITEMS, Figure("pairs", "items/s, of a list of pairs", "more")),
             _ALL,
             ("map",),
             (Goal("rate", at_least=1, versus="peers"),),
