@@ -170,7 +170,9 @@ with WorkerPool(2) as pool:
         return self.pool.apply(self.function, (argument,))
 
     def map(self, items: Sequence[Any]) -> list[Any]:
-        result: list[Any] = self.pool.map(self.function, items, chunk_size=self.chunk(items))
+        # It spreads what is a tuple.
+        each = [(item,) for item in items] if isinstance(items[0], tuple) else items
+        result: list[Any] = self.pool.map(self.function, each, chunk_size=self.chunk(items))
         return result
 
     def join(self) -> None:

@@ -13,6 +13,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from mpms.wire import pickling
+from mpms.wire import values as values_module
 from mpms.wire.values import together
 
 numbers = st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
@@ -40,6 +41,8 @@ def exact(value: Any) -> object:
         return dict, [(exact(key), exact(item)) for key, item in value.items()]
     if isinstance(value, list | tuple):
         return type(value), [exact(part) for part in value]
+    if isinstance(value, frozenset):
+        return frozenset, sorted(repr(exact(part)) for part in value)
     return type(value), repr(value)
 
 
@@ -63,7 +66,32 @@ def test_what_is_mixed_arrives_as_it_was_or_goes_one_by_one(values: list[Any]) -
     if not any(isinstance(value, list | tuple) for value in values):
         assert got is not None
     elif len({type(value) for value in values}) > 1:
-        assert got is None or all(value == () for value in values if isinstance(value, list | tuple))
+        assert got is None or not any(isinstance(value, list) for value in values)
+
+
+atoms = numbers | st.text(max_size=10) | st.complex_numbers(allow_nan=False)
+nested = st.recursive(
+    atoms, lambda part: st.lists(part, max_size=3).map(tuple) | st.frozensets(part, max_size=3), max_leaves=10
+)
+
+
+@given(st.lists(nested, min_size=1, max_size=10))
+def test_what_can_not_be_changed_arrives_as_it_was_however_deep(values: list[Any]) -> None:
+    got = arrived(values)
+    event("together" if got is not None else "one by one")
+    assert got is None or exact(got) == exact(values)
+    ends = {type(values[0]), type(values[-1])}
+    if ends <= {int, tuple, type(None)} and values_module._FEW == 1:
+        assert got is not None
+
+
+def test_what_is_too_deep_goes_one_by_one() -> None:
+    deep: tuple[Any, ...] = ()
+    for _ in range(100_000):
+        deep = (deep,)
+    assert arrived([(), deep, ()]) is None
+    while deep:
+        (deep,) = deep  # for to let go of it at once takes as deep a stack in some versions
 
 
 class Colour(enum.IntEnum):
@@ -94,13 +122,16 @@ OTHERS = [
     OrderedDict(a=1),
     bytearray(b"b"),
     {1},
-    frozenset(),
+    frozenset([Colour.RED]),
     int,
     len,
     ...,
     [[]],
     [Mine()],
-    ((),),
+    (([],),),
+    (1, {}),
+    (bytearray(),),
+    ({1},),
     (Colour.RED,),
     {"a": []},
     {"a": Mine()},
@@ -149,6 +180,15 @@ def test_large_ones_go_beside_the_rest_and_are_not_copied() -> None:
     buffers = list[pickle.PickleBuffer]()
     assert len(pickle.dumps(found[0], 5, buffer_callback=buffers.append)) < 200
     assert [buffer.raw().nbytes for buffer in buffers] == [found[1]]
+    assert arrived(values) == values
+
+
+def test_very_large_ones_are_not_kept_as_they_are_sent() -> None:
+    values = [bytes(n) for n in (10_000,) * 500]
+    found = together(values)
+    assert found is not None
+    assert found[0] is values
+    assert found[1] >= 5_000_000
     assert arrived(values) == values
 
 

@@ -161,7 +161,7 @@ async def _off_the_loop(what: str, function: Callable[[], object]) -> None:
     thread = _thread(what, perform)
     thread.start()
     await parking.wait()
-    thread.join()  # it has nothing more to do: so it is not seen any more by who looks what was left
+    thread.join()  # it is at its end, and nobody is to see it who looks for what was left
     if errors:
         raise errors.pop()  # in no variable: its traceback has this frame
 

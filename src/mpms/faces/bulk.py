@@ -37,10 +37,9 @@ _MANY = 500
 _FILL_SECONDS = 0.005
 """How long a chunk waits for a slow source to give it more items."""
 
-
 _TURN_SECONDS = 0.0002
-"""How long a thread packs chunks before it lets others have the interpreter, which has the sending of the first ones
-done. It would be theirs after 5 ms: then all are packed, and no worker has one yet."""
+"""How long a thread packs chunks before it lets others have the interpreter, so that the first ones are sent. Others
+would have it after 5 ms: by then all are packed, and no worker has one yet."""
 
 _GIVE_WAY_SECONDS = 1e-6
 """A sleep in which it is let go of, and taken by who waits for it. It takes the system 55 µs."""
