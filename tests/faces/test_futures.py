@@ -160,6 +160,19 @@ def test_who_begins_to_wait_while_it_is_settled_waits_no_longer() -> None:
     assert seen == [5]
 
 
+def test_who_waits_when_it_was_settled_a_moment_ago_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    future, new_lock = new(), threading.Lock
+
+    def settle_first() -> threading.Lock:
+        if not future.done():
+            future.settle(Returned(5))
+        return new_lock()
+
+    monkeypatch.setattr(futures.threading, "Lock", settle_first)
+    assert future.result(timeout=30) == 5
+    assert not future._gates[0].acquire(timeout=0)  # nobody has let it pass: it has seen that by itself
+
+
 def test_a_callback_that_is_added_while_it_is_settled_is_called_once() -> None:
     future, seen = new(), list[int]()
     meanwhile = Meanwhile(lambda: future.settle(Returned(5)))

@@ -491,7 +491,8 @@ def test_a_child_that_an_item_forks_runs_no_further_items(place: Noted, clock: F
     assert began == [0, 1, 2, 3, 4]
 
 
-def test_what_is_taken_away_from_a_step_is_not_begun_in_it(place: Noted) -> None:
+@pytest.mark.parametrize("items", [list(range(20)), range(20)], ids=["list", "range"])
+def test_what_is_taken_away_from_a_step_is_not_begun_in_it(place: Noted, items: list[int] | range) -> None:
     """By another thread, in the midst of an item. As there is time left, it is in the next step."""
     began: list[int] = []
 
@@ -501,7 +502,7 @@ def test_what_is_taken_away_from_a_step_is_not_begun_in_it(place: Noted) -> None
             place.items.clear()
         return x
 
-    chunk = Each(work)(list(range(20)), False, False, False)
+    chunk = Each(work)(items, False, False, False)
     assert chunk.values == began == [*range(20)]
     assert chunk.errors == {}
     assert place.notes == [1, 3, 7, 13, 20]  # of steps of 1, 2, 4, 8 the third and the fourth were cut

@@ -52,9 +52,9 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     _state: str = PENDING  # and so on, in place of super().__init__()
     _result: Any = None
     _exception: BaseException | None = None
-    _callback: Callable[[concurrent.futures.Future[T]], object] | None = None  # the first one, while alone
-    _waiters: Any = ()  # a list, from when there is a condition; as is this:
-    _done_callbacks: Any = ()
+    _callback: Callable[[concurrent.futures.Future[T]], object] | None = None  # the first one
+    _done_callbacks: Any = ()  # the others; all of them in a list, from when there is a condition, as is this:
+    _waiters: Any = ()
     _made: threading.Condition | None = None
     _task: TaskId | None = None
     _gates: Sequence[threading.Lock] = ()  # each of a thread that waits in :meth:`result` for it to open
@@ -70,10 +70,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             if self._made is None:
                 with _without_condition:
                     if self._made is None:
-                        if self._callback is not None:
-                            self._done_callbacks = self._callback, *self._done_callbacks
-                            self._callback = None
-                        self._waiters, self._done_callbacks = [], [*self._done_callbacks]
+                        first = [] if self._callback is None else [self._callback]
+                        self._waiters, self._done_callbacks = [], [*first, *self._done_callbacks]
                         self._made = Condition()
             return self._made
 
