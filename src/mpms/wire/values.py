@@ -68,12 +68,10 @@ class _Pickled:
     @classmethod
     def of(cls, values: list[Any]) -> _Pickled | None:
         seem_so = type(values[0]) in _IMMUTABLE and type(values[-1]) in _IMMUTABLE
-        data = _immutable(values) if seem_so else None
-        if data is None:
-            if not _are_plain(values):
-                return None
-            data = pickle.dumps(values, 5)
-        return cls(data, values)
+        data, is_immutable = _strictly(values) if seem_so else (None, False)
+        if not is_immutable and not _are_plain(values):
+            return None
+        return cls(pickle.dumps(values, 5) if data is None else data, values)
 
     @property
     def size(self) -> int:
@@ -86,21 +84,26 @@ class _Pickled:
         return reprlib.repr(self._values)
 
 
-def _immutable(values: list[Any]) -> bytes | None:
-    """Pickled, if nothing that can be changed is among them or in them, nor anything of the user's."""
+def _strictly(values: list[Any]) -> tuple[bytes | None, bool]:
+    """Pickled, if nothing of the user's is among them or in them; and whether nothing is that can be changed, as far as
+    that is seen quickly."""
     data = BytesIO()
     pickler = _StrictPickler(data, 5)
     try:
         pickler.dump(values)
-        # To look at the types of all takes 6 ns a number, as long as to pickle it. But what is no number is noted
-        # there, by which pickle would know it when it came again: so is the list itself.
-        if type(values[0]) is tuple or len(pickler.memo.copy()) > 1:
-            if data.tell() > _HASHED_MOST * len(values):
-                return None
-            hash(tuple(values))  # Measured, pairs: 25 to 40 ns. To look at the types of all that is in them takes 65.
-    except (_ForeignError, TypeError, RecursionError):
-        return None
-    return data.getvalue()
+    except (_ForeignError, RecursionError):
+        return None, False
+    # To look at the types of all takes 6 ns a number, as long as to pickle it. But what is no number is noted there, by
+    # which pickle would know it when it came again: so is the list itself.
+    if type(values[0]) is not tuple and len(pickler.memo.copy()) == 1:
+        return data.getvalue(), True
+    if data.tell() > _HASHED_MOST * len(values):
+        return data.getvalue(), False
+    try:
+        hash(tuple(values))  # Measured, pairs: 25 to 40 ns. To look at the types of all that is in them takes 65.
+    except TypeError:
+        return data.getvalue(), False
+    return data.getvalue(), True
 
 
 class _ForeignError(Exception):
