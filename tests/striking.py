@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import queue
 import random
 import sys
 import threading
@@ -23,23 +24,34 @@ def while_struck(
 ) -> None:
     """Have an exception come so often to a thread that does nothing but ``call``, up to ``pause`` seconds after it has
     begun; after each ``then``, in that thread too."""
-    begun, seen = threading.Semaphore(0), threading.Semaphore(0)
+    begun = threading.Semaphore(0)
+    seen: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    goes_on = True
 
     def work() -> None:
         for _ in range(times):
             try:
                 begun.release()
-                while True:
+                while goes_on:
                     call()
             except Struck:
                 pass
             then()
-            seen.release()
+            seen.put(True)
+
+    def unraisable(problem: sys.UnraisableHookArgs) -> None:
+        """What it came in was called by the interpreter, which lets nothing out of it, as of what a weak reference
+        calls: nobody sees it."""
+        if isinstance(problem.exc_value, Struck):
+            seen.put(False)
+        else:
+            hook(problem)
 
     thread = threading.Thread(target=work, daemon=True)
     pauses = random.Random(1)
-    before = sys.getswitchinterval()
+    before, hook = sys.getswitchinterval(), sys.unraisablehook
     sys.setswitchinterval(1e-5)  # threads change places soon, for that is when one is struck
+    sys.unraisablehook = unraisable
     try:
         thread.start()
         for _ in range(times):
@@ -47,8 +59,15 @@ def while_struck(
             if pause:
                 time.sleep(pauses.random() * pause)
             assert thread.ident is not None
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Struck))
-            assert seen.acquire(timeout=PATIENCE), "it waits for ever"
+            while True:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Struck))
+                try:
+                    if seen.get(timeout=PATIENCE):
+                        break
+                except queue.Empty:
+                    raise AssertionError("it waits for ever") from None
         thread.join(PATIENCE)
     finally:
+        goes_on = False  # not beside the next test
+        sys.unraisablehook = hook
         sys.setswitchinterval(before)

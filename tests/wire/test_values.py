@@ -81,7 +81,8 @@ def test_what_can_not_be_changed_arrives_as_it_was_however_deep(values: list[Any
     event("together" if got is not None else "one by one")
     assert got is None or exact(got) == exact(values)
     ends = {type(values[0]), type(values[-1])}
-    if ends <= {int, tuple, type(None)} and values_module._FEW == 1:
+    is_small = len(pickle.dumps(values, 5)) <= 200 * len(values)
+    if ends <= {int, tuple, type(None)} and is_small and values_module._FEW == 1:
         assert got is not None
 
 
