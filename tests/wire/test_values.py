@@ -134,6 +134,8 @@ OTHERS = [
     (bytearray(),),
     ({1},),
     (Colour.RED,),
+    (pickle.PickleBuffer(bytearray(b"b")),),
+    (pickle.PickleBuffer(memoryview(b"not in one piece")[::2]),),
     {"a": []},
     {"a": Mine()},
     {(): 1},

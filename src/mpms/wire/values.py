@@ -36,16 +36,23 @@ _LENGTH_MOST = 64
 """Of tuples, lists and dicts, on average: to look at all that is in longer ones would take longer than it saves."""
 
 _HASHED_MOST = 200
-"""Bytes of a value, on average: it takes longer to make a hash of more."""
+"""Bytes of a value, on average: to make a hash of more takes longer than to look at the types of what is in it."""
 
 Together: TypeAlias = "list[Any] | range | _Pickled"
 """What arrives as a list, or as a range."""
 
 
 def together(values: Sequence[Any]) -> tuple[Together, int] | None:
-    """The values as they go in one pickle, and how many bytes they take, about; unless they can't."""
+    """The values as they go in one pickle, and how many bytes they take, about; unless they can't. Raises nothing."""
     if isinstance(values, range):
         return values, _SIZE_OF_NUMBER * len(values)
+    try:
+        return _together(values)
+    except Exception:  # as of a buffer that is no more, or of what another thread changes: it is that one's error alone
+        return None
+
+
+def _together(values: Sequence[Any]) -> tuple[Together, int] | None:
     if not isinstance(values, list):
         values = list(values)
     if len(values) < _FEW:
@@ -88,7 +95,7 @@ def _strictly(values: list[Any]) -> tuple[bytes | None, bool]:
     """Pickled, if nothing of the user's is among them or in them; and whether nothing is that can be changed, as far as
     that is seen quickly."""
     data = BytesIO()
-    pickler = _StrictPickler(data, 5)
+    pickler = _StrictPickler(data, 5, buffer_callback=_refuse)
     try:
         pickler.dump(values)
     except (_ForeignError, RecursionError):
@@ -108,6 +115,10 @@ def _strictly(values: list[Any]) -> tuple[bytes | None, bool]:
 
 class _ForeignError(Exception):
     """There is something of the user's."""
+
+
+def _refuse(_: object) -> None:
+    raise _ForeignError
 
 
 class _StrictPickler(pickle.Pickler):
