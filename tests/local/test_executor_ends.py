@@ -20,6 +20,9 @@ from mpms import Executor, TaskCancelled, WorkerCrashed
 from .helpers import PATIENCE, Stopwatch, kill, meeting, program, promised, still_alive, until
 from .stage import Stage
 
+# As users do it: in a process that has threads, of which Python warns, from 3.15 on so that the filters see it.
+forks_with_threads = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
 
 @pytest.fixture
 def executor(method: Any) -> Iterator[Executor]:
@@ -376,6 +379,7 @@ def test_several_executors_in_several_threads_do_not_disturb_each_other(method: 
         assert [future.result(60) for future in futures] == [sum_of_squares(count) for count in (10, 20, 30)]
 
 
+@forks_with_threads
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 def test_a_daemonic_child_of_multiprocessing_may_have_one(method: Any, way: str) -> None:
     context = multiprocessing.get_context(way)
@@ -395,6 +399,7 @@ def _send(writer: Any, method: Any, count: int) -> None:
     writer.close()
 
 
+@forks_with_threads
 @pytest.mark.parametrize("started", [False, True])
 def test_the_parent_goes_on_after_the_user_has_forked(executor: Executor, started: bool) -> None:
     if started:
