@@ -1,4 +1,4 @@
-"""Large arguments and results, which go from process to process in files of memory."""
+"""Large arguments and results, which go from process to process by memory: in files of it, or by a ring."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from mpms.local.packing import Packing
 from mpms.local.shipment import job_of
 from mpms.wire.frames import Marked
 
-from .helpers import HAS_GIL, PATIENCE, at_full_strength, kill, note, noted, pids, program, results, until
+from .helpers import HAS_GIL, PATIENCE, at_full_strength, kill, note, noted, pids, program, results, stop, until
 
 SIZE = 3 << 20
+MIDDLING = 80_000
+
+both_sizes = pytest.mark.parametrize("size", [SIZE, MIDDLING])
 
 needs_memfd = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there they go through the socket")
 
@@ -51,10 +54,11 @@ def doubled(word: int, array: object) -> object:
     return array * 2  # type: ignore[operator]
 
 
-def test_arrays_come_back_and_can_be_written_to(any_method: str) -> None:
+@both_sizes
+def test_arrays_come_back_and_can_be_written_to(any_method: str, size: int) -> None:
     with MPMS(doubled, processes=2, threads=2, start_method=any_method) as pool:
         for word in range(20):
-            pool.put(word, numpy.full(SIZE // 8, word, dtype=numpy.int64))
+            pool.put(word, numpy.full(size // 8, word, dtype=numpy.int64))
         pool.close()
         got = results(pool)
     for word, array in got.items():
@@ -76,7 +80,8 @@ def keep(word: int, array: object) -> object:
     return doubled(word, array), [bool((each == each[0]).all()) and int(each[0]) for each in kept]  # type: ignore[index]
 
 
-def test_what_a_task_or_its_caller_keeps_stays_as_it_is(any_method: str) -> None:
+@both_sizes
+def test_what_a_task_or_its_caller_keeps_stays_as_it_is(any_method: str, size: int) -> None:
     """Though the memory of what nobody keeps is used for the next ones."""
     got = list[Any]()
 
@@ -85,7 +90,7 @@ def test_what_a_task_or_its_caller_keeps_stays_as_it_is(any_method: str) -> None
 
     with MPMS(keep, collect, processes=1, threads=1, start_method=any_method) as pool:
         for word in range(30):
-            pool.put(word, numpy.full(SIZE // 8, word, dtype=numpy.int64))
+            pool.put(word, numpy.full(size // 8, word, dtype=numpy.int64))
         pool.close()
         pool.join()
     assert len(got) == 30
@@ -101,9 +106,10 @@ def test_a_task_that_waits_has_no_copy_of_its_bytes() -> None:
     assert packed.data is data
 
 
-def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method: str) -> None:
+@both_sizes
+def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method: str, size: int) -> None:
     chance = random.Random(1)
-    contents = {word: bytes([word]) * (SIZE + word) for word in range(60)}
+    contents = {word: bytes([word]) * (size + word) for word in range(60)}
     with MPMS(same, processes=2, threads=2, start_method=any_method) as pool:
         for word, content in contents.items():
             pool.put(word, content)
@@ -116,6 +122,43 @@ def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method:
     wrong = {word: result for word, result in others.items() if result != contents[word]}
     assert {word: bytes(result[:60]) if isinstance(result, bytes) else result for word, result in wrong.items()} == {}
     assert sum(isinstance(result, WorkerCrashed) for result in got.values()) < 40
+
+
+def test_a_stopped_worker_takes_no_more_than_there_is_room_for_and_goes_on_where_it_was(any_method: str) -> None:
+    count = 300
+    with MPMS(same, processes=2, threads=1, start_method=any_method) as pool:
+        workers = sorted(at_full_strength(pool))
+        for word in range(count):  # each of them holds some, and has more under way
+            pool.put(word, bytes([word % 251]) * (MIDDLING + word))
+            if word == 50:
+                stop(workers[0])
+        others = until(lambda: pool.finish_count > 50 and pool.finish_count)
+        assert others < count
+        os.kill(workers[0], signal.SIGCONT)
+        pool.close()
+        got = results(pool)
+    assert {word: len(data) for word, data in got.items()} == {word: MIDDLING + word for word in range(count)}
+    assert all(set(data) == {word % 251} for word, data in got.items())
+
+
+SHORT_FILES = """
+    import resource
+    from tests.local.helpers import results
+    from tests.local.test_large import MIDDLING, same
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    with MPMS(same, processes=1, threads=1, start_method=sys.argv[1]) as pool:
+        for word in range(50):
+            pool.put(word, bytes(MIDDLING))
+        pool.close()
+        assert results(pool) == dict.fromkeys(range(50), bytes(MIDDLING))
+"""
+
+
+def test_where_files_may_not_be_large_they_go_through_the_socket(any_method: str) -> None:
+    with program(SHORT_FILES, any_method) as running:
+        code, _, err = running.ends(PATIENCE)
+    assert not code, err
 
 
 def leak(word: int, data: bytes) -> int:

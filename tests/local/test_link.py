@@ -17,7 +17,7 @@ from mpms.ids import Seq, TaskId, WorkerId
 from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Offer, Parcel, open_link
-from mpms.wire.board import Board, board_size
+from mpms.wire.board import RINGS_SIZE, Board, board_size
 from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
 from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
@@ -33,9 +33,10 @@ class Peer:
 
     def __init__(self, descriptors: list[int]) -> None:
         data, control, self.board, self.stacks = descriptors
+        self._memory = Board(self.board, 3)
         self.data: socket.socket | None = socket.socket(fileno=data)
         self.control = socket.socket(fileno=control)
-        self._decoder = Decoder()
+        self._receiver = Receiver(self.data, self._memory.down)
 
     @property
     def sock(self) -> socket.socket:
@@ -45,11 +46,14 @@ class Peer:
     def read(self) -> list[Message]:
         """What is there."""
         messages: list[Message] = []
-        while True:
-            try:
-                messages += single(self._decoder.feed(self.sock.recv(1 << 20, socket.MSG_DONTWAIT)))
-            except BlockingIOError:
-                return messages
+        self.sock.setblocking(False)
+        try:
+            while True:
+                messages += [(kind, seq, bytes(data)) for kind, seq, data in single(self._receiver.read()[0])]
+        except BlockingIOError:
+            return messages
+        finally:
+            self.sock.setblocking(True)
 
     def end(self) -> None:
         """As a process that ends."""
@@ -57,12 +61,17 @@ class Peer:
             self.data.close()
             self.data = None
             self.control.close()
+            self._memory.close()
             os.close(self.board)
             os.close(self.stacks)
 
 
-@pytest.fixture
-def pair(nothing_is_left: None) -> Iterator[tuple[Link, Peer]]:
+@pytest.fixture(params=["rings", "no rings"])
+def pair(
+    nothing_is_left: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Link, Peer]]:
+    if request.param == "no rings":
+        monkeypatch.setattr("mpms.local.link.RINGS_SIZE", 0)
     link, descriptors = open_link(WorkerId(1), "mpms-link-p1", 3)
     peer = Peer(descriptors)
     yield link, peer
@@ -158,7 +167,7 @@ def test_a_task_in_a_file_arrives_between_the_others(
     link, peer = pair
     if refused:
         monkeypatch.setattr("mpms.local.link.send_file", refuse)
-    file = Shelf(0).pack([b"file" * 150_000])
+    file = Shelf(0).pack([b"file" * 200_000])
     assert isinstance(file, MemoryFile)
     link.send_tasks([plain(1, b"one"), (2, (file, None)), plain(3, b"three"), (4, (file, None))])
     got: list[Message] = []
@@ -168,7 +177,7 @@ def test_a_task_in_a_file_arrives_between_the_others(
         messages, _ = receiver.read()
         got += [(kind, number, bytes(payload)) for kind, number, payload in single(messages)]
         link.flush()
-    assert got == [(TASK, 1, b"one"), (TASK, 2, b"file" * 150_000), (TASK, 3, b"three"), (TASK, 4, b"file" * 150_000)]
+    assert got == [(TASK, 1, b"one"), (TASK, 2, b"file" * 200_000), (TASK, 3, b"three"), (TASK, 4, b"file" * 200_000)]
     assert not link.wants_write
 
 
@@ -208,7 +217,11 @@ def test_a_large_function_goes_whole_and_before_its_task_to_a_worker_that_reads_
 
 def test_what_a_stopped_worker_does_not_take_waits_here_and_arrives_in_order(pair: Pair) -> None:
     link, peer = pair
-    sent = [(1, b"small"), (2, os.urandom(3_000_000)), *((seq, b"x" * 500) for seq in range(3, 1_000))]
+    sent = [
+        (1, b"small"),
+        *((seq, os.urandom(3_000_000)) for seq in (2, 3)),
+        *((seq, b"x" * 500) for seq in range(4, 1_000)),
+    ]
     for task in sent:
         link.send_tasks([plain(*task)])  # returns, though nobody reads
     link.send_tasks([plain(1_000, b"y" * 70_000), plain(1_001, b"")])
@@ -310,7 +323,7 @@ def test_control_has_a_channel_of_its_own_and_never_blocks(pair: Pair) -> None:
 def test_the_board_and_the_stacks_are_shared(pair: Pair) -> None:
     link, peer = pair
     assert (link.running(), link.watermark(), link.stacks()) == ([], 0, "")
-    assert os.fstat(peer.board).st_size == board_size(3)
+    assert os.fstat(peer.board).st_size in (board_size(3), board_size(3) + RINGS_SIZE)
     board = Board(peer.board, 3)
     board.set_ident(2, 99)
     board.begin(2, 41, 2.5)

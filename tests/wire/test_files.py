@@ -17,9 +17,9 @@ from mpms.wire import files
 from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
 from mpms.wire.frames import HEADER, Message, encode
 from mpms.wire.pickling import load
-from mpms.wire.shelf import Shelf
+from mpms.wire.shelf import LEAST, Shelf
 
-LARGE = 1 << 19
+LARGE = LEAST
 
 pack = Shelf(0).pack
 

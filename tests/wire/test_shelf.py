@@ -15,7 +15,7 @@ import pytest
 from mpms.wire import files
 from mpms.wire.files import File, MemoryFile, Receiver, send_file
 from mpms.wire.frames import Marked
-from mpms.wire.shelf import Shelf
+from mpms.wire.shelf import LEAST, Shelf
 
 SIZE = 1 << 20
 MANY = 1 << 30
@@ -187,7 +187,7 @@ def test_a_smaller_payload_fits_and_a_larger_one_makes_room(
     shelf: Shelf, transfer: Callable[[MemoryFile], bytes]
 ) -> None:
     numbers = set()
-    for size in (SIZE, SIZE // 2, 3 * SIZE, SIZE + 1, 3 * SIZE):
+    for size in (SIZE, LEAST, 3 * SIZE, SIZE + 1, 3 * SIZE):
         file = packed(shelf, os.urandom(size))
         numbers.add(inode(file))
         assert transfer(file) == content(file)

@@ -14,7 +14,7 @@ from itertools import islice
 from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from ..typed import Any, TypeAlias
-from ..wire.board import Board, Slot, board_size
+from ..wire.board import RINGS_SIZE, Board, Slot, board_size
 from ..wire.files import MemoryFile, Receiver, send_file
 from ..wire.frames import Message, encode, message_of
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
@@ -122,7 +122,8 @@ class Link:
         self._control = control
         self._board = board
         self._stacks = stacks
-        self._receiver = Receiver(data)
+        self._message_of = message_of if board.down is None else board.down.message_of
+        self._receiver = Receiver(data, board.up)
         self._out: deque[memoryview | _Filed] = deque()
         self._function: Shipped | None = None  # that of the last task that was sent; None: the job's own
         self._functions: OrderedDict[int, None] = OrderedDict()  # that the worker has, those used lately last
@@ -153,7 +154,7 @@ class Link:
                     self._queue(parts)
                     self._out.append(_Filed(seq, payload))
                 else:
-                    parts += message_of(TASK, seq, payload)
+                    parts += self._message_of(TASK, seq, payload)
         if small:
             self._pack(small, tasks[-1][0] + 1, parts)
         self._queue(parts)
@@ -327,7 +328,7 @@ def open_link(worker: WorkerId, name: str, threads: int) -> tuple[Link, list[int
         control.setblocking(False)
         for sock in (data_theirs, control_theirs):
             sock.setblocking(True)  # whatever socket.setdefaulttimeout says
-        board = anonymous_file(file_name, board_size(threads))
+        board = _memory(file_name, threads)
         opened.callback(os.close, board)
         stacks = anonymous_file(f"{file_name}-stacks")
         opened.callback(os.close, stacks)
@@ -338,6 +339,14 @@ def open_link(worker: WorkerId, name: str, threads: int) -> tuple[Link, list[int
     for fd in (data.fileno(), control.fileno(), stacks):
         descriptors.own(fd)
     return link, [data_theirs.detach(), control_theirs.detach(), board, stacks_theirs]
+
+
+def _memory(name: str, threads: int) -> int:
+    """The file of the board, and of the rings if files may be so large (``ulimit -f``)."""
+    try:
+        return anonymous_file(name, board_size(threads) + RINGS_SIZE)
+    except OSError:
+        return anonymous_file(name, board_size(threads))
 
 
 def _file_name(name: str) -> str:

@@ -19,8 +19,11 @@ def anonymous_file(name: str, size: int = 0) -> int:
 
         with tempfile.TemporaryFile(prefix=name) as file:
             fd = os.dup(file.fileno())
-    if size:
+    try:
         os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

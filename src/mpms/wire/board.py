@@ -4,15 +4,22 @@ A slot per thread of five 8-byte words: dispatch number, start (``time.monotonic
 ident, tasks done, and how many items of a chunk may have started (0 for a task that is none). A word is stored in one
 instruction, so a reader sees the old or the new one. The start is written before the number. Numbers stay when a task
 is over: the largest one is the watermark, above which nothing had started.
+
+Behind the board there may be a ring for each direction: see ``wire.ring``.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 
 from ..record import Record
+from .ring import RING_SIZE, Ring
 
-__all__ = ["Board", "Slot", "board_size", "threads_of"]
+__all__ = ["RINGS_SIZE", "Board", "Slot", "board_size", "threads_of"]
+
+RINGS_SIZE = 2 * RING_SIZE
+"""Bytes behind a board for the two rings."""
 
 _WORDS = 5
 
@@ -23,8 +30,8 @@ def board_size(threads: int) -> int:
 
 
 def threads_of(size: int) -> int:
-    """For how many threads a board of so many bytes has room."""
-    return size // (_WORDS * 8)
+    """For how many threads a board has room, of a file of so many bytes."""
+    return (size - RINGS_SIZE if size > RINGS_SIZE else size) // (_WORDS * 8)
 
 
 class Slot(Record):
@@ -41,7 +48,11 @@ class Board:
     """A view of the memory behind ``fd``; it keeps the descriptor, as mmap does."""
 
     def __init__(self, fd: int, threads: int) -> None:
-        self._memory = mmap.mmap(fd, board_size(threads))
+        size = board_size(threads)
+        has_rings = os.fstat(fd).st_size >= size + RINGS_SIZE
+        self._memory = mmap.mmap(fd, size + RINGS_SIZE if has_rings else size)
+        self.down = Ring(self._memory, size) if has_rings else None  # to the worker
+        self.up = Ring(self._memory, size + RING_SIZE) if has_rings else None
         self._ints = memoryview(self._memory).cast("Q")
         self._times = memoryview(self._memory).cast("d")
         self.threads = threads
@@ -91,4 +102,7 @@ class Board:
     def close(self) -> None:
         self._ints.release()
         self._times.release()
+        for ring in (self.down, self.up):
+            if ring is not None:
+                ring.close()
         self._memory.close()

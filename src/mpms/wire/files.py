@@ -28,6 +28,7 @@ from ..record import Record
 from ..typed import Any, NoReturn, TypeAlias, cast
 from .frames import HEADER, READ, READ_MOST, Decoder, Marked, Message
 from .lifting import lift
+from .ring import RINGED, Ring
 
 __all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
 
@@ -176,10 +177,12 @@ def send_file(sock: socket.socket, message: bytes, file: MemoryFile) -> int:
 
 
 class Receiver:
-    """Reads messages, those of files too: the payload is then what is mapped, for its readers as good as ``bytes``."""
+    """Reads messages, those of files too: the payload is then what is mapped, for its readers as good as ``bytes``;
+    and those whose payload is in ``ring``."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ring: Ring | None = None) -> None:
         self._sock = sock
+        self._ring = ring
         self._decoder = Decoder()
         self._wanted = READ  # the more, the more came last time
         self._files: deque[int] = deque()  # descriptors that have come, and their messages not
@@ -205,7 +208,7 @@ class Receiver:
             self._keep(beside)
         if flags & _TRUNCATED:
             self.broken = OSError(errno.EMFILE, "a file was sent, and there is no descriptor left for it")
-        if self._files or self.broken:
+        if self._files or self.broken or max([kind for kind, _, _ in messages], default=0) >= FILED:
             messages = list(self._opened(messages))
         return messages, None if not count else count == wanted or bool(beside)
 
@@ -217,8 +220,15 @@ class Receiver:
                 self._files.extend(numbers)
 
     def _opened(self, messages: list[Message]) -> Iterator[Message]:
-        """Up to the first whose file can't be had."""
+        """Up to the first whose payload can't be had."""
         for kind, number, payload in messages:
+            if kind & RINGED:
+                try:
+                    yield kind ^ RINGED, number, self._of_ring(payload)
+                except ValueError as error:  # as below
+                    self.broken = self.broken or OSError(errno.EBADMSG, f"a payload can't be had: {error}")
+                    return
+                continue
             if not kind & FILED:
                 yield kind, number, payload
                 continue
@@ -235,6 +245,11 @@ class Receiver:
                 # This process may have no more than it has. It is what becomes of that one task, when it is loaded.
                 mapped = memoryview(_TOO_LARGE)
             yield kind ^ FILED, number, cast(bytes, mapped)
+
+    def _of_ring(self, place: bytes) -> bytes:
+        if self._ring is None:
+            raise ValueError("there is no ring")
+        return self._ring.get(place)
 
     def close(self) -> None:
         """Of what came and was not read. Not the socket."""

@@ -83,7 +83,7 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
 
     sock = socket.socket(fileno=data)
     sock.setblocking(True)  # whatever ``preload`` has told socket.setdefaulttimeout
-    outbox = Outbox(sock, wake)
+    outbox = Outbox(sock, wake, memory.up)
     _leave_to_forked_children(sock, (control, stacks, wake_read, wake_write))
     if job.log_levels is not None:
         forward_logs(outbox, job.log_levels)

@@ -14,6 +14,7 @@ from ..wire.files import MemoryFile, send_file
 from ..wire.frames import encode, message_of
 from ..wire.messages import LOGS_DROPPED, PLAIN, RESULTS, RETURNED, SMALL, Result, pack_results
 from ..wire.pickling import dump
+from ..wire.ring import Ring
 from . import ends
 
 __all__ = ["Outbox"]
@@ -32,8 +33,9 @@ _RESULTS_MOST = 250  # at a time, of which a large one is two buffers
 class Outbox:
     """Any thread adds; whoever gets the write lock without waiting sends all that is there."""
 
-    def __init__(self, sock: socket.socket, wake_main: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.socket, wake_main: Callable[[], None], ring: Ring | None = None) -> None:
         self._sock = sock  # not its number: a file of the user's may have that by now, and would take what is written
+        self._message_of = message_of if ring is None else ring.message_of
         self._wake_main = wake_main
         self._results: deque[Result] = deque()
         self._parts: deque[bytes] = deque()  # sent after the results
@@ -150,7 +152,7 @@ class Outbox:
                     if isinstance(payload, MemoryFile):
                         files.append((seq, kind, payload))
                     elif kind != PLAIN and len(payload) > SMALL:
-                        parts += message_of(kind, seq, payload)
+                        parts += self._message_of(kind, seq, payload)
         except BaseException:  # there was no memory: whoever sends next tries again
             results.extendleft(reversed(taken))
             raise

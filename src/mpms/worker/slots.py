@@ -86,7 +86,7 @@ class Slots:
         self._name = name
         self._wake_main = wake_main
         self._pack = Shelf(job.kept_memory).pack
-        self._receiver = Receiver(sock)  # the leader's, as the next one
+        self._receiver = Receiver(sock, board.down)  # the leader's, as the next one
         self._functions = Functions(job.function)
         self._leading = threading.Lock()
         arrivals = select.poll()

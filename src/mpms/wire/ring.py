@@ -1,0 +1,114 @@
+"""Payloads of middling size, by memory that both processes have: a ring of it for each direction.
+
+    message_of ─▶ ring ── where it is, in a short message on the socket ──▶ get: copied out, and free again
+
+A socket copies twice as well, into pages that the kernel takes and gives back each time. Where there is no room, since
+nobody has read for a while, or no memory, the payload goes by the socket.
+
+Measured beside that, tasks a second with ``bytes`` to a worker and back: 32 KiB 1.2, 64 KiB 1.4, 128 KiB 1.3, 256 KiB
+1.5, 600 KiB 1.4 times as many, for two thirds of the processor time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import sys
+
+from ..typed import cast
+from .frames import HEADER, Marked, message_of
+
+__all__ = ["LEAST", "RINGED", "RING_SIZE", "Ring"]
+
+RINGED = 0x80
+"""Set in the kind of a message whose payload is in the ring."""
+
+LEAST = 1 << 14
+"""Bytes from which on a payload goes by the ring. Measured: those of 8 and 16 KiB are as fast either way."""
+
+_ROOM = 1 << 22
+"""Bytes of a ring. Measured, with 64 KiB to a worker and back: 46 µs of processor time for a task with half of it,
+when every other one finds no room; 39 with this, 37 with twice as much; 58 by the socket."""
+
+RING_SIZE = mmap.PAGESIZE + _ROOM
+"""What a ring takes of a file: a page, that begins with how much was read, and the room."""
+
+_STEP = 1 << 18  # bytes of memory that are taken at a time: it takes the system 0.2 ms
+_ALIGNED = 64
+_PLACE = struct.Struct("<QQ")  # how much was put before it, and its size
+
+_POPULATE = 23 if sys.platform == "linux" else None
+"""``MADV_POPULATE_WRITE``, from Linux 5.14 on."""
+
+
+class Ring:
+    """One side only writes, and the other only reads; each in one thread at a time. ``start`` is where it begins in
+    ``memory``."""
+
+    def __init__(self, memory: mmap.mmap, start: int) -> None:
+        self._memory = memory
+        self._start = start + mmap.PAGESIZE
+        with memoryview(memory) as whole:
+            self._read = whole[start : start + 8].cast("Q")  # by the reader, of all that was ever put
+            self._room = whole[self._start : self._start + _ROOM]
+        self._put = 0  # all that was ever put, with what was skipped
+        self._skipped = 0  # up to here nothing waits to be read, whatever the reader has said so far
+        self._populated = 0  # bytes of the room that have memory; -1: there is none to be had
+
+    def message_of(self, kind: int, number: int, payload: bytes | Marked) -> tuple[bytes, ...]:
+        """As that of ``frames``; but a payload that finds room is in the ring, and the message says where."""
+        size = len(payload)
+        at = self._place_for(size) if size >= LEAST else None
+        if at is None:
+            return message_of(kind, number, payload)
+        place = at % _ROOM
+        for part in (payload.mark, payload.data) if isinstance(payload, Marked) else (payload,):
+            self._room[place : place + len(part)] = part
+            place += len(part)
+        self._put = _end(at, size)
+        return (HEADER.pack(kind | RINGED, number, _PLACE.size) + _PLACE.pack(at, size),)
+
+    def _place_for(self, size: int) -> int | None:
+        read, at = max(self._read[0], self._skipped), self._put
+        if read == at and at % _ROOM:
+            # Empty: from its beginning, which is in a cache of the processor, and has memory.
+            self._put = self._skipped = read = at = at + _ROOM - at % _ROOM
+        if at % _ROOM + size > _ROOM:
+            at += _ROOM - at % _ROOM  # in one piece
+        # A reader that has lost its mind may have said anything.
+        fits = read <= self._put and at + size <= read + _ROOM
+        return at if fits and self._has_memory(at % _ROOM + size) else None
+
+    def _has_memory(self, size: int) -> bool:
+        """So much from the beginning of the room. To write where the system has none left ends the process."""
+        while 0 <= self._populated < size:
+            try:
+                if _POPULATE is None:
+                    raise OSError
+                self._memory.madvise(_POPULATE, self._start + self._populated, _STEP)
+            except OSError:
+                self._populated = -1
+            else:
+                self._populated += _STEP
+        return self._populated >= 0
+
+    def get(self, place: bytes) -> bytes:
+        """What the message says is there. Raises ``ValueError`` if it can't be."""
+        try:
+            at, size = _PLACE.unpack(place)
+        except struct.error:
+            raise ValueError("it isn't said where") from None
+        begin = at % _ROOM
+        if begin + size > _ROOM:
+            raise ValueError("it would end beyond the ring")
+        data = bytearray(self._room[begin : begin + size])
+        self._read[0] = _end(at, size)
+        return cast(bytes, data)  # as good as bytes
+
+    def close(self) -> None:
+        self._read.release()
+        self._room.release()
+
+
+def _end(at: int, size: int) -> int:
+    return at + -(-size // _ALIGNED) * _ALIGNED

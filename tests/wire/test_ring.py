@@ -1,0 +1,400 @@
+"""The ring: what one side puts in the other gets, whole; and what finds no room goes with its message."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import random
+import socket
+import struct
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from mpms.wire import ring
+from mpms.wire.board import RINGS_SIZE, Board, board_size, threads_of
+from mpms.wire.files import Receiver
+from mpms.wire.frames import HEADER, Marked, Message, encode
+from mpms.wire.ring import LEAST, RING_SIZE, RINGED, Ring
+
+ROOM = RING_SIZE - mmap.PAGESIZE
+START = 3 * mmap.PAGESIZE
+KIND, NUMBER = 7, 2**40
+
+needs_populate = pytest.mark.skipif(sys.platform != "linux", reason="there it goes with the messages")
+
+
+class Sides:
+    """The writer and the reader of one ring."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(START + RING_SIZE)
+            self._memories = [mmap.mmap(file.fileno(), START + RING_SIZE) for _ in range(2)]
+        self.writer, self.reader = (Ring(memory, START) for memory in self._memories)
+        self.sent: deque[tuple[bytes, bytes]] = deque()  # places, and what should be there
+
+    def put(self, content: bytes) -> bool:
+        """Whether it is in the ring."""
+        message = b"".join(self.writer.message_of(KIND, NUMBER, content))
+        kind, number, length = HEADER.unpack_from(message)
+        rest = message[HEADER.size :]
+        assert (number, length) == (NUMBER, len(rest))
+        if not kind & RINGED:
+            assert (kind, rest) == (KIND, content)
+            return False
+        assert kind == KIND | RINGED
+        self.sent.append((rest, content))
+        return True
+
+    def get(self) -> None:
+        place, content = self.sent.popleft()
+        assert self.reader.get(place) == content
+
+    def others(self) -> tuple[bytes, bytes]:
+        """What is in front of the ring, and how much was read."""
+        return self._memories[0][:START], self._memories[0][START : START + 8]
+
+    def close(self) -> None:
+        self.writer.close()
+        self.reader.close()
+        for memory in self._memories:
+            memory.close()
+
+
+@contextmanager
+def opened() -> Iterator[Sides]:
+    sides = Sides()
+    try:
+        yield sides
+    finally:
+        sides.close()
+
+
+@pytest.fixture
+def sides() -> Iterator[Sides]:
+    with opened() as sides:
+        yield sides
+
+
+def content(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@needs_populate
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(LEAST - 2, ROOM // 3)), max_size=60), st.randoms())
+def test_all_that_is_put_is_gotten_in_order(sizes: list[int], chance: random.Random) -> None:
+    with opened() as sides:
+        waiting = refused = laps = 0
+        last = -1
+        for seed, size in enumerate(sizes):
+            while sides.sent and chance.random() < 0.3:
+                sides.get()
+            if sides.put(content(size, seed)):
+                assert size >= LEAST
+                place = struct.unpack("<QQ", sides.sent[-1][0])[0] % ROOM
+                laps += place <= last
+                last = place
+                waiting = max(waiting, len(sides.sent))
+            elif size >= LEAST:
+                refused += 1
+                # That is no more than it has room for, but for what is left at the end since each is in one piece.
+                assert sum(len(content) for _, content in sides.sent) + 2 * size > ROOM - 64 * len(sides.sent)
+        while sides.sent:
+            sides.get()
+        assert sides.put(content(ROOM // 3, 1))  # there is room again
+        sides.get()
+        assert not any(sides.others()[0])
+        event(f"{min(laps, 3)} laps and more")
+        event("some were refused" if refused else "none was refused")
+        event("many waited" if waiting > 5 else "few waited")
+
+
+@needs_populate
+def test_a_lap_after_the_other(sides: Sides) -> None:
+    chance = random.Random(1)
+    for seed in range(2_000):
+        while not sides.put(content(chance.randrange(LEAST, 1 << 18), seed)):
+            sides.get()
+        if chance.random() < 0.4:
+            sides.get()
+
+
+@needs_populate
+def test_while_nobody_reads_it_fills_and_each_that_is_read_makes_room(sides: Sides) -> None:
+    size = ROOM // 8
+    assert [sides.put(content(size, seed)) for seed in range(10)] == [True] * 8 + [False] * 2
+    for seed in range(100, 120):
+        sides.get()
+        assert sides.put(content(size, seed))
+        assert not sides.put(content(size, seed))
+
+
+@needs_populate
+def test_one_at_a_time_needs_the_memory_of_one(sides: Sides) -> None:
+    for seed in range(200):
+        assert sides.put(content(100_000, seed))
+        sides.get()
+    assert sides.writer._populated == 1 << 18
+    assert sides.put(content(ROOM, 1))  # and there is room for as much as there ever was
+    sides.get()
+    assert not sides.put(content(ROOM + 1, 1))
+
+
+@needs_populate
+def test_the_mark_of_bytes_goes_in_front_of_them(sides: Sides) -> None:
+    data = content(LEAST, 1)
+    [message] = sides.writer.message_of(KIND, NUMBER, Marked(b"mark", data))
+    assert sides.reader.get(message[HEADER.size :]) == b"mark" + data
+
+
+def test_what_is_small_goes_with_its_message(sides: Sides) -> None:
+    assert not sides.put(content(LEAST - 1, 1))
+    assert not any(b"".join(sides.others()))
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.ENOMEM, "no memory"), OSError(errno.EINVAL, "an older Linux"), None])
+def test_without_memory_all_goes_with_its_message(
+    problem: OSError | None, sides: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``None``: where the system can't be asked for it."""
+    asked: list[int] = []
+
+    class Memory:
+        def madvise(self, *_: Any) -> None:
+            asked.append(1)
+            assert problem is not None
+            raise problem
+
+    monkeypatch.setattr(sides.writer, "_memory", Memory())
+    if problem is None:
+        monkeypatch.setattr(ring, "_POPULATE", None)
+    assert not any(sides.put(content(LEAST, seed)) for seed in range(5))
+    assert len(asked) == (problem is not None)  # once is enough
+
+
+@needs_populate
+def test_memory_that_ends_later_is_no_error_either(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sides.put(content(1 << 17, 1))
+    memory = sides.writer._memory
+
+    class Memory:
+        def madvise(self, *_: Any) -> None:
+            raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(sides.writer, "_memory", Memory())
+    assert not sides.put(content(1 << 18, 2))
+    sides.get()
+    monkeypatch.setattr(sides.writer, "_memory", memory)
+    assert not sides.put(content(LEAST, 3))  # for good
+
+
+@needs_populate
+@pytest.mark.parametrize("count", [1, 64, ROOM, 2**63, 2**64 - 1])
+def test_a_reader_that_says_nonsense_does_no_harm(sides: Sides, count: int) -> None:
+    """What it has not read may be lost to it; nothing is written beside the ring."""
+    assert sides.put(content(100_000, 1))
+    sides.reader._read[0] = count
+    for seed in range(100):
+        sides.put(content(1 << 17, seed))
+    assert not any(sides.others()[0])
+
+
+NOWHERE = [
+    b"",
+    b"x" * 15,
+    b"x" * 17,
+    struct.pack("<QQ", 0, ROOM + 1),
+    struct.pack("<QQ", ROOM - 1, 2),
+    struct.pack("<QQ", 2**64 - 64, 100),
+    struct.pack("<QQ", 2**64 - 1, 1),
+    struct.pack("<QQ", 0, 2**64 - 1),
+]
+
+
+@pytest.mark.parametrize("place", NOWHERE)
+def test_a_place_that_is_none_is_refused(sides: Sides, place: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        sides.reader.get(place)
+
+
+# On a socket
+
+
+def said(receiver: Receiver) -> list[Message]:
+    messages, _ = receiver.read()
+    return [(kind, number, bytes(payload)) for kind, number, payload in messages]
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@needs_populate
+def test_messages_come_in_their_order_wherever_their_payloads_are(
+    sides: Sides, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    large = [content(LEAST + number, number) for number in range(3)]
+    messages = [encode(1, 1, b"small"), *sides.writer.message_of(2, 2, large[0]), *sides.writer.message_of(3, 3, b"-")]
+    messages += [*sides.writer.message_of(4, 4, large[1]), *sides.writer.message_of(5, 5, large[2]), encode(6)]
+    ours.sendall(b"".join(messages))
+    receiver = Receiver(theirs, sides.reader)
+    expected = [(1, 1, b"small"), (2, 2, large[0]), (3, 3, b"-"), (4, 4, large[1]), (5, 5, large[2]), (6, 0, b"")]
+    assert said(receiver) == expected
+    assert receiver.broken is None
+
+
+@pytest.mark.parametrize("place", NOWHERE)
+def test_after_a_place_that_is_none_nothing_is_believed(
+    sides: Sides, pair: tuple[socket.socket, socket.socket], place: bytes
+) -> None:
+    ours, theirs = pair
+    ours.sendall(encode(1, 1, b"before") + encode(2 | RINGED, 2, place) + encode(3, 3, b"after"))
+    receiver = Receiver(theirs, sides.reader)
+    assert said(receiver) == [(1, 1, b"before")]
+    assert receiver.broken is not None
+    assert receiver.broken.errno == errno.EBADMSG
+
+
+def test_nor_after_a_place_where_there_is_no_ring(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    ours.sendall(encode(2 | RINGED, 2, struct.pack("<QQ", 0, 1)))
+    receiver = Receiver(theirs)
+    assert said(receiver) == []
+    assert receiver.broken is not None
+
+
+# Behind a board
+
+
+def boards(size: int, threads: int) -> tuple[Board, Board]:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        assert threads_of(size) >= threads
+        return Board(file.fileno(), threads), Board(file.fileno(), threads)
+
+
+@pytest.mark.parametrize("threads", [1, 102, 103, 1000])
+def test_two_rings_behind_a_board_are_apart(threads: int) -> None:
+    parent, worker = boards(board_size(threads) + RINGS_SIZE, threads)
+    try:
+        assert parent.down
+        assert parent.up
+        assert worker.down
+        assert worker.up
+        for seq in range(threads):
+            worker.begin(seq, 2**64 - 1 - seq, 1.0)
+        got = list[tuple[bytes, bytes]]()
+        for seed in range(50):
+            for writer, reader in ((parent.down, worker.down), (worker.up, parent.up)):
+                data = content(100_000, seed)
+                [message, *rest] = writer.message_of(KIND, NUMBER, data)
+                got.append((data, rest[0] if rest else reader.get(message[HEADER.size :])))
+        assert all(sent == received for sent, received in got)
+        assert [slot.seq for slot in parent.running()] == [2**64 - 1 - seq for seq in range(threads)]
+    finally:
+        parent.close()
+        worker.close()
+
+
+def test_a_board_may_be_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for board in boards(board_size(5), 5):
+        assert board.down is board.up is None
+        board.close()
+
+
+# Between processes
+
+
+@needs_populate
+def test_another_process_that_reads_meanwhile_gets_all_of_it(pair: tuple[socket.socket, socket.socket]) -> None:
+    """With no other word between the two than messages, the one way and the other."""
+    ours, theirs = pair
+    count, seeds = 3_000, random.Random(5)
+    sizes = [seeds.choice([100, LEAST, 40_000, 65_536, 300_000]) for _ in range(count)]
+    parent, worker = boards(board_size(1) + RINGS_SIZE, 1)
+    pid = os.fork()
+    if not pid:
+        os._exit(_echo(ours, theirs, worker, count))
+    theirs.close()
+    receiver = Receiver(ours, parent.up)
+    assert parent.down
+    block = content(1 << 20, 1)
+    sent, ringed = deque[bytes](), 0
+    got = 0
+    try:
+        for number, size in enumerate(sizes):
+            data = block[number : number + size]
+            parts = parent.down.message_of(KIND, number, data)
+            ringed += size >= LEAST and len(parts) == 1
+            ours.sendall(b"".join(parts))
+            sent.append(data)
+            while len(sent) > (40 if number < count - 1 else 0):
+                messages, _ = receiver.read()
+                for kind, answered, payload in messages:
+                    assert (kind, answered) == (KIND, got)
+                    assert payload == sent.popleft()
+                    got += 1
+    finally:
+        ours.close()
+        _, status = os.waitpid(pid, 0)
+        parent.close()
+        worker.close()
+    assert (got, os.waitstatus_to_exitcode(status)) == (count, 0)
+    assert ringed > count // 3
+
+
+def _echo(ours: socket.socket, theirs: socket.socket, worker: Board, count: int) -> int:
+    try:
+        ours.close()
+        receiver, echoed = Receiver(theirs, worker.down), 0
+        assert worker.up
+        while echoed < count:
+            messages, _ = receiver.read()
+            for kind, number, payload in messages:
+                theirs.sendall(b"".join(worker.up.message_of(kind, number, bytes(payload))))
+                echoed += 1
+    except BaseException:
+        return 1
+    return 0
+
+
+def resident(path: Path, name: Callable[[str], bool]) -> int:
+    """Bytes of the memory that is mapped under such names."""
+    total, counts = 0, False
+    for line in path.read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            counts = name(line)
+        elif counts and first == "Rss:":
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+@needs_populate
+def test_what_is_not_used_takes_no_memory() -> None:
+    fd = os.memfd_create("mpms-ring-test")
+    os.ftruncate(fd, board_size(1) + RINGS_SIZE)
+    board = Board(fd, 1)
+    os.close(fd)
+    smaps, ours = Path("/proc/self/smaps"), lambda line: "mpms-ring-test" in line
+    try:
+        assert resident(smaps, ours) <= mmap.PAGESIZE
+        assert board.down
+        board.down.message_of(KIND, NUMBER, content(100_000, 1))
+        assert 100_000 < resident(smaps, ours) <= (1 << 18) + 4 * mmap.PAGESIZE
+    finally:
+        board.close()
