@@ -208,8 +208,10 @@ class Receiver:
             self._keep(beside)
         if flags & _TRUNCATED:
             self.broken = OSError(errno.EMFILE, "a file was sent, and there is no descriptor left for it")
-        if self._files or self.broken or max([kind for kind, _, _ in messages], default=0) >= FILED:
-            messages = list(self._opened(messages))
+        for message in messages:
+            if message[0] >= FILED:
+                messages = list(self._opened(messages))
+                break
         return messages, None if not count else count == wanted or bool(beside)
 
     def _keep(self, beside: list[tuple[int, int, bytes]]) -> None:
