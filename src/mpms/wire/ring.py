@@ -75,9 +75,7 @@ class Ring:
             self._put = self._skipped = read = at = at + _ROOM - at % _ROOM
         if at % _ROOM + size > _ROOM:
             at += _ROOM - at % _ROOM  # in one piece
-        # A reader that has lost its mind may have said anything.
-        fits = read <= self._put and at + size <= read + _ROOM
-        return at if fits and self._has_memory(at % _ROOM + size) else None
+        return at if at + size <= read + _ROOM and self._has_memory(at % _ROOM + size) else None
 
     def _has_memory(self, size: int) -> bool:
         """So much from the beginning of the room. To write where the system has none left ends the process."""
