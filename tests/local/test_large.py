@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method:
     wrong = {word: result for word, result in others.items() if result != contents[word]}
     assert {word: bytes(result[:60]) if isinstance(result, bytes) else result for word, result in wrong.items()} == {}
     assert sum(isinstance(result, WorkerCrashed) for result in got.values()) < 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there they go through the socket")
+def test_they_go_by_the_rings_there_and_back(method: str) -> None:
+    with MPMS(same, processes=1, threads=1, start_method=method) as pool:
+        for word in range(10):
+            pool.put(word, bytes(MIDDLING))
+        until(lambda: pool.finish_count == 10)
+        [link] = pool._engine._links.values()  # type: ignore[attr-defined]
+        assert link._board.down._read[0] >= MIDDLING
+        assert link._board.up._read[0] >= MIDDLING
+        pool.close()
+        assert len(results(pool)) == 10
 
 
 def test_a_stopped_worker_takes_no_more_than_there_is_room_for_and_goes_on_where_it_was(any_method: str) -> None:

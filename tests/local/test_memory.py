@@ -1,14 +1,15 @@
-"""What the system tells of a process."""
+"""What the system tells of a process, and gives to it."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
 
-from mpms.local.memory import is_alive, is_zombie
+from mpms.local.memory import anonymous_file, is_alive, is_zombie
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="there is no /proc here")
 
@@ -41,3 +42,14 @@ def test_a_process_is_alive_until_its_last_thread_has_ended() -> None:
         assert not is_alive(process.pid)
     assert not is_zombie(process.pid)
     assert not is_alive(process.pid)
+
+
+def test_a_file_that_may_not_be_so_large_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="too large"):
+        anonymous_file("mpms-large", 1 << 20)
+    assert os.listdir("/proc/self/fd") == before

@@ -296,7 +296,7 @@ def test_nor_after_a_place_where_there_is_no_ring(pair: tuple[socket.socket, soc
 def boards(size: int, threads: int) -> tuple[Board, Board]:
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
-        assert threads_of(size) >= threads
+        assert threads_of(size) == board_size(threads) // 40
         return Board(file.fileno(), threads), Board(file.fileno(), threads)
 
 
