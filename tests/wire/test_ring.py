@@ -107,8 +107,9 @@ def test_all_that_is_put_is_gotten_in_order(sizes: list[int], chance: random.Ran
                 waiting = max(waiting, len(sides.sent))
             elif size >= LEAST:
                 refused += 1
-                # That is no more than it has room for, but for what is left at the end since each is in one piece.
-                assert sum(len(content) for _, content in sides.sent) + 2 * size > ROOM - 64 * len(sides.sent)
+                # More than it has room for, but for what was left at the end since each is in one piece.
+                there = [size, *(len(content) for _, content in sides.sent)]
+                assert sum(there) + max(there) > ROOM - 64 * len(there)
         while sides.sent:
             sides.get()
         assert sides.put(content(ROOM // 3, 1))  # there is room again
@@ -346,16 +347,16 @@ def test_another_process_that_reads_meanwhile_gets_all_of_it(pair: tuple[socket.
     receiver = Receiver(ours, parent.up)
     assert parent.down
     block = content(1 << 20, 1)
-    sent, ringed = deque[bytes](), 0
+    sent = deque[bytes]()
     got = 0
     try:
         for number, size in enumerate(sizes):
             data = block[number : number + size]
             parts = parent.down.message_of(KIND, number, data)
-            ringed += size >= LEAST and len(parts) == 1
+            assert (len(parts) == 1) == (size >= LEAST)
             ours.sendall(b"".join(parts))
             sent.append(data)
-            while len(sent) > (40 if number < count - 1 else 0):
+            while len(sent) > (8 if number < count - 1 else 0):  # for which there is always room, so nobody is blocked
                 messages, goes_on = receiver.read()
                 assert goes_on is not None
                 for kind, answered, payload in messages:
@@ -368,7 +369,6 @@ def test_another_process_that_reads_meanwhile_gets_all_of_it(pair: tuple[socket.
         parent.close()
         worker.close()
     assert (got, os.waitstatus_to_exitcode(status)) == (count, 0)
-    assert ringed > count // 3
 
 
 def _echo(ours: socket.socket, theirs: socket.socket, worker: Board, count: int) -> int:
