@@ -24,6 +24,7 @@ from mpms.wire import ring
 from mpms.wire.board import RINGS_SIZE, Board, board_size, threads_of
 from mpms.wire.files import Receiver
 from mpms.wire.frames import HEADER, Marked, Message, encode
+from mpms.wire.pickling import load
 from mpms.wire.ring import LEAST, RING_SIZE, RINGED, Ring
 
 ROOM = RING_SIZE - mmap.PAGESIZE
@@ -268,6 +269,32 @@ def test_messages_come_in_their_order_wherever_their_payloads_are(
     receiver = Receiver(theirs, sides.reader)
     expected = [(1, 1, b"small"), (2, 2, large[0]), (3, 3, b"-"), (4, 4, large[1]), (5, 5, large[2]), (6, 0, b"")]
     assert said(receiver) == expected
+    assert receiver.broken is None
+
+
+@needs_populate
+def test_without_memory_for_one_it_is_told_when_it_is_loaded_and_the_next_one_arrives(
+    sides: Sides, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pair
+    contents = [content(LEAST + number, number) for number in range(3)]
+    for number, one in enumerate(contents):
+        ours.sendall(b"".join(sides.writer.message_of(KIND, number, one)))
+    get = sides.reader.get
+
+    def short_of_memory(place: bytes) -> bytes:
+        data = get(place)
+        if data == contents[1]:
+            raise MemoryError
+        return data
+
+    monkeypatch.setattr(sides.reader, "get", short_of_memory)
+    receiver = Receiver(theirs, sides.reader)
+    first, second, third = said(receiver)
+    assert (first, third) == ((KIND, 0, contents[0]), (KIND, 2, contents[2]))
+    assert second[:2] == (KIND, 1)
+    with pytest.raises(MemoryError, match="no memory for the payload"):
+        load(second[2])
     assert receiver.broken is None
 
 

@@ -224,29 +224,23 @@ class Receiver:
     def _opened(self, messages: list[Message]) -> Iterator[Message]:
         """Up to the first whose payload can't be had."""
         for kind, number, payload in messages:
-            if kind & RINGED:
+            if kind >= FILED:
                 try:
-                    yield kind ^ RINGED, number, self._of_ring(payload)
-                except ValueError as error:  # as below
+                    payload = self._of_ring(payload) if kind & RINGED else self._of_file(payload)
+                except (IndexError, OSError, ValueError, struct.error) as error:  # the sender may have lost its mind
                     self.broken = self.broken or OSError(errno.EBADMSG, f"a payload can't be had: {error}")
                     return
-                continue
-            if not kind & FILED:
-                yield kind, number, payload
-                continue
-            try:
-                fd = self._files.popleft()
-                try:
-                    mapped = _map(fd, _SIZE.unpack(payload)[0])
-                finally:
-                    os.close(fd)
-            except (IndexError, OSError, struct.error) as error:  # the sender may have lost its mind
-                self.broken = self.broken or OSError(errno.EBADMSG, f"a file can't be opened: {error}")
-                return
-            except MemoryError:
-                # This process may have no more than it has. It is what becomes of that one task, when it is loaded.
-                mapped = memoryview(_TOO_LARGE)
-            yield kind ^ FILED, number, cast(bytes, mapped)
+                except MemoryError:
+                    # This process may have no more than it has. It is what becomes of that one task, when it is loaded.
+                    payload = cast(bytes, memoryview(_TOO_LARGE))
+            yield kind & (FILED - 1), number, payload
+
+    def _of_file(self, size: bytes) -> bytes:
+        fd = self._files.popleft()
+        try:
+            return cast(bytes, _map(fd, _SIZE.unpack(size)[0]))
+        finally:
+            os.close(fd)
 
     def _of_ring(self, place: bytes) -> bytes:
         if self._ring is None:
