@@ -151,14 +151,15 @@ def test_a_worker_by_count_serves_while_its_replacement_comes_up(method: str) ->
         for _ in range(2):
             coming.release()
             until(lambda: not pool.stats().workers["starting"])
-            # The replacement is asked for when 2 to 12 of 40 tasks are left: before the worker has none.
+            # The replacement is asked for when 2 to 12 of 40 tasks are left to be sent: before the worker has none.
             ran = 0
             while not pool.stats().workers["starting"]:
                 task = visitors.next("task")
                 task.release()
                 ran, done = ran + (task.pid == coming.pid), done + 1
                 until(lambda done=done: pool.stats().done == done)
-            assert 28 <= ran <= 39
+            assert ran + pool.stats().running >= 28  # a quick one has some in advance
+            assert ran <= 39
             assert pool.stats().workers == ONE_SERVES
             coming = visitors.next("initializer")
             assert pool.stats().workers == ONE_SERVES
