@@ -80,7 +80,8 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
             isn't named and ``worker`` can't be pickled, ``"fork"``, with a warning.
         preload: called without arguments in the process from which workers are forked (with ``"spawn"``, in each).
         max_memory_per_process: bytes, or a text like ``"1.5GB"``, that a worker may hold more than when it had started;
-            then it is replaced, the replacement coming first. Looked at once a second while it works.
+            then it is replaced, the replacement coming first. Looked at once a second while it works. That by which
+            large arguments and results come and go is of it: up to 8 MiB, if many of them are under way.
         max_start_failures: after how many starts of workers in a row that failed the pool is broken.
         start_timeout: seconds that initializers may take, and finalizers.
         forward_logs: whether what workers log is handled by the loggers of this process.
