@@ -18,9 +18,10 @@ from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Offer, Parcel, open_link
 from mpms.wire.board import RINGS_SIZE, Board, board_size
-from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
+from mpms.wire.files import FILED, MemoryFile, send_file
 from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
+from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import Shelf
 
 from ..wire.single import single

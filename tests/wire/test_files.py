@@ -14,9 +14,10 @@ from contextlib import contextmanager
 import pytest
 
 from mpms.wire import files
-from mpms.wire.files import FILED, MemoryFile, Receiver, send_file
+from mpms.wire.files import FILED, MemoryFile, send_file
 from mpms.wire.frames import HEADER, Message, encode
 from mpms.wire.pickling import load
+from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import LEAST, Shelf
 
 LARGE = LEAST

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from mpms.wire import ring
 from mpms.wire.board import RINGS_SIZE, Board, board_size, threads_of
-from mpms.wire.files import Receiver
 from mpms.wire.frames import HEADER, Marked, Message, encode
 from mpms.wire.pickling import load
+from mpms.wire.receiver import Receiver
 from mpms.wire.ring import LEAST, RING_SIZE, RINGED, Ring
 
 ROOM = RING_SIZE - mmap.PAGESIZE

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mpms.wire import files
-from mpms.wire.files import File, MemoryFile, Receiver, send_file
+from mpms.wire.files import File, MemoryFile, send_file
 from mpms.wire.frames import Marked
+from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import LEAST, Shelf
 
 SIZE = 1 << 20

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from mpms.testing import FakeClock
-from mpms.wire.files import Receiver
 from mpms.wire.frames import Decoder, Marked, Message, encode
 from mpms.wire.messages import DUE, PLAIN, RAISED, RESULTS, RETURNED, SMALL, Result, unpack_results
+from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import Shelf
 from mpms.worker import ends, outbox
 from mpms.worker.outbox import LINGER, Outbox

@@ -15,9 +15,10 @@ from ..ids import Seq, TaskId, WorkerId
 from ..record import Record
 from ..typed import Any, TypeAlias
 from ..wire.board import RINGS_SIZE, Board, Slot, board_size
-from ..wire.files import MemoryFile, Receiver, send_file
+from ..wire.files import MemoryFile, send_file
 from ..wire.frames import Message, encode, message_of
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
+from ..wire.receiver import Receiver
 from . import descriptors
 from .functions import Shipped
 from .memory import anonymous_file

@@ -15,22 +15,19 @@ import errno
 import fcntl
 import functools
 import os
-import pickle
 import resource
 import socket
 import struct
 import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from ..record import Record
-from ..typed import Any, NoReturn, TypeAlias, cast
-from .frames import HEADER, READ, READ_MOST, Decoder, Marked, Message
+from ..typed import Any, TypeAlias, cast
+from .frames import HEADER, Marked
 from .lifting import lift
-from .ring import RINGED, Ring
 
-__all__ = ["FILED", "File", "MemoryFile", "Payload", "Receiver", "send_file"]
+__all__ = ["FILED", "SIZE", "File", "MemoryFile", "Payload", "map_file", "send_file"]
 
 FILED = 0x40
 """Set in the kind of a message whose payload is the size of the file that comes beside it."""
@@ -38,10 +35,10 @@ FILED = 0x40
 _PAGE = resource.getpagesize()
 _LENT, _RETURNED = b"\0", b"\1"  # the first byte of a file
 
-_SIZE = struct.Struct("<Q")
-_ROOM = socket.CMSG_SPACE(array.array("i").itemsize)  # for one: the kernel doesn't join what two messages have beside
+SIZE = struct.Struct("<Q")
+"""The payload of such a message."""
+
 _VECTOR_MOST = 256
-_TRUNCATED = int(socket.MSG_CTRUNC)  # as it is, an enum, each look takes 0.9 µs
 
 
 class File:
@@ -158,7 +155,7 @@ class MemoryFile:
 
     def message(self, kind: int, number: int) -> bytes:
         """What the descriptor is sent with."""
-        return HEADER.pack(kind | FILED, number, _SIZE.size) + _SIZE.pack(self.size)
+        return HEADER.pack(kind | FILED, number, SIZE.size) + SIZE.pack(self.size)
 
     def inline(self, kind: int, number: int) -> list[bytes]:
         """The same for a receiver that can't be sent a descriptor."""
@@ -176,84 +173,7 @@ def send_file(sock: socket.socket, message: bytes, file: MemoryFile) -> int:
     return count
 
 
-class Receiver:
-    """Reads messages, those of files too: the payload is then what is mapped, for its readers as good as ``bytes``;
-    and those whose payload is in ``ring``."""
-
-    def __init__(self, sock: socket.socket, ring: Ring | None = None) -> None:
-        self._sock = sock
-        self._ring = ring
-        self._decoder = Decoder()
-        self._wanted = READ  # the more, the more came last time
-        self._files: deque[int] = deque()  # descriptors that have come, and their messages not
-        self.broken: OSError | None = None
-        """Why nothing that follows can be understood: a file did not come, or isn't what was said."""
-
-    def read(self) -> tuple[list[Message], bool | None]:
-        """What has come; and whether there may be more right now, ``None``: never again. Raises as ``recv`` does. After
-        each, look at :attr:`broken`."""
-        decoder = self._decoder
-        wanted = self._wanted
-        if decoder.partial is not None:
-            with decoder.room() as room:
-                wanted = len(room)
-                count, beside, flags, _ = self._sock.recvmsg_into([room], _ROOM)
-            messages = decoder.filled(count)
-        else:
-            data, beside, flags, _ = self._sock.recvmsg(wanted, _ROOM)
-            count = len(data)
-            self._wanted = READ_MOST if count >= READ else READ
-            messages = decoder.feed(data)
-        if beside:
-            self._keep(beside)
-        if flags & _TRUNCATED:
-            self.broken = OSError(errno.EMFILE, "a file was sent, and there is no descriptor left for it")
-        for message in messages:
-            if message[0] >= FILED:
-                messages = list(self._opened(messages))
-                break
-        return messages, None if not count else count == wanted or bool(beside)
-
-    def _keep(self, beside: list[tuple[int, int, bytes]]) -> None:
-        for level, kind, data in beside:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                numbers = array.array("i")
-                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-                self._files.extend(numbers)
-
-    def _opened(self, messages: list[Message]) -> Iterator[Message]:
-        """Up to the first whose payload can't be had."""
-        for kind, number, payload in messages:
-            if kind >= FILED:
-                try:
-                    payload = self._of_ring(payload) if kind & RINGED else self._of_file(payload)
-                except (IndexError, OSError, ValueError, struct.error) as error:  # the sender may have lost its mind
-                    self.broken = self.broken or OSError(errno.EBADMSG, f"a payload can't be had: {error}")
-                    return
-                except MemoryError:
-                    # This process may have no more than it has. It is what becomes of that one task, when it is loaded.
-                    payload = cast(bytes, memoryview(_TOO_LARGE))
-            yield kind & (FILED - 1), number, payload
-
-    def _of_file(self, size: bytes) -> bytes:
-        fd = self._files.popleft()
-        try:
-            return cast(bytes, _map(fd, _SIZE.unpack(size)[0]))
-        finally:
-            os.close(fd)
-
-    def _of_ring(self, place: bytes) -> bytes:
-        if self._ring is None:
-            raise ValueError("there is no ring")
-        return self._ring.get(place)
-
-    def close(self) -> None:
-        """Of what came and was not read. Not the socket."""
-        while self._files:
-            os.close(self._files.popleft())
-
-
-def _map(fd: int, size: int) -> memoryview:
+def map_file(fd: int, size: int) -> memoryview:
     """Memory of one's own with what is in the file, that ends with the last view of it; then the file is returned."""
     # Else the first look beyond its end would end this process.
     if os.fstat(fd).st_size < _PAGE + size:
@@ -302,18 +222,6 @@ def _keep_for_children() -> None:
 
 
 os.register_at_fork(before=_keep_for_children)
-
-
-class _TooLarge:
-    def __reduce__(self) -> tuple[Callable[[], NoReturn], tuple[()]]:
-        return _too_large, ()
-
-
-def _too_large() -> NoReturn:
-    raise MemoryError("there is no memory for the payload of this task")
-
-
-_TOO_LARGE = pickle.dumps(_TooLarge(), 5)  # now: then there is no memory for it either
 
 
 _READ_WRITE, _SHARED, _PRIVATE, _FAILED = 3, 1, 2, 2 ** (8 * struct.calcsize("P")) - 1

@@ -28,7 +28,6 @@ from ..wire import chunks
 from ..wire.board import Board
 from ..wire.chunks import here
 from ..wire.failures import dump_error, unsendable
-from ..wire.files import Receiver
 from ..wire.frames import Message, encode
 from ..wire.lookout import LookOut
 from ..wire.messages import (
@@ -52,6 +51,7 @@ from ..wire.messages import (
 )
 from ..wire.pickling import dump, load
 from ..wire.plain import is_plain
+from ..wire.receiver import Receiver
 from ..wire.shelf import Shelf
 from . import ends, hooks, logs
 from .functions import Function, Functions
