@@ -17,9 +17,9 @@ from mpms.ids import Seq, TaskId, WorkerId
 from mpms.local import link as link_module
 from mpms.local.functions import Shipped
 from mpms.local.link import Link, Offer, Parcel, open_link
-from mpms.wire.board import RINGS_SIZE, Board, board_size
+from mpms.wire.board import Board, board_size
 from mpms.wire.files import FILED, MemoryFile, send_file
-from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode
+from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode, message_of
 from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
 from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import Shelf
@@ -264,6 +264,17 @@ def test_the_end_of_the_stream_is_seen_after_all_that_was_said(pair: Pair) -> No
     assert link.drain() == []
 
 
+def test_what_a_worker_has_left_in_its_ring_is_heard_after_its_end(pair: Pair) -> None:
+    link, peer = pair
+    contents = [os.urandom(40_000), os.urandom(50_000)]
+    ring = peer._memory.up
+    for seq, content in enumerate(contents):
+        peer.sock.sendall(b"".join((message_of if ring is None else ring.message_of)(RETURNED, seq, content)))
+    peer.end()
+    assert link.drain() == [(RETURNED, 0, contents[0]), (RETURNED, 1, contents[1])]
+    assert link.lost
+
+
 def test_a_worker_that_ended_with_unread_tasks_is_heard_to_the_end(pair: Pair) -> None:
     # The kernel tells of the unread ones as a connection that was reset.
     link, peer = pair
@@ -324,7 +335,7 @@ def test_control_has_a_channel_of_its_own_and_never_blocks(pair: Pair) -> None:
 def test_the_board_and_the_stacks_are_shared(pair: Pair) -> None:
     link, peer = pair
     assert (link.running(), link.watermark(), link.stacks()) == ([], 0, "")
-    assert os.fstat(peer.board).st_size in (board_size(3), board_size(3) + RINGS_SIZE)
+    assert os.fstat(peer.board).st_size == board_size(3) + link_module.RINGS_SIZE  # 0 without rings
     board = Board(peer.board, 3)
     board.set_ident(2, 99)
     board.begin(2, 41, 2.5)

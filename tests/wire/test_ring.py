@@ -351,7 +351,7 @@ def test_two_rings_behind_a_board_are_apart(threads: int) -> None:
         worker.close()
 
 
-def test_a_board_may_be_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_board_may_be_without() -> None:
     for board in boards(board_size(5), 5):
         assert board.down is board.up is None
         board.close()
