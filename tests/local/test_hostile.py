@@ -96,6 +96,38 @@ def test_a_task_that_closes_all_descriptors_costs_itself_and_its_worker(
     assert outcome.exitcode is not None
 
 
+def resize_files_of_memory(size: int) -> int:
+    """All that the worker has, and how many that were."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        link = f"/proc/self/fd/{name}"
+        if os.path.exists(link) and os.readlink(link).startswith("/memfd:"):
+            try:
+                os.ftruncate(int(name), size)
+            except PermissionError:
+                pass
+            count += 1
+    return count
+
+
+def resize_files_of_memory_and_crash(size: int) -> None:
+    resize_files_of_memory(size)
+    os.abort()
+
+
+def test_a_task_that_cuts_off_what_its_worker_shares_with_the_parent_does_not_end_that(any_method: str) -> None:
+    """To look at memory that isn't there any more ends a process."""
+    assert run(any_method, resize_files_of_memory, 0, processes=1) >= 2
+
+
+@pytest.mark.parametrize("size", [0, 1 << 50])
+def test_a_worker_that_has_resized_its_files_crashes_as_others_do(any_method: str, size: int) -> None:
+    outcome = run(any_method, resize_files_of_memory_and_crash, size)
+    assert isinstance(outcome, WorkerCrashed)
+    assert outcome.exitcode == -signal.SIGABRT
+    assert size or "resize_files_of_memory_and_crash" in outcome.stack
+
+
 def redirect_stdout_to_a_closed_pipe() -> str:
     reading, writing = os.pipe()
     os.dup2(writing, 1)

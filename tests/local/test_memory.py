@@ -53,3 +53,23 @@ def test_a_file_that_may_not_be_so_large_leaves_nothing(monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="too large"):
         anonymous_file("mpms-large", 1 << 20)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_of_a_size_keeps_it() -> None:
+    fd = anonymous_file("mpms-sealed", 1 << 20)
+    try:
+        for size in (0, 1 << 30):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size)
+        assert os.fstat(fd).st_size == 1 << 20
+    finally:
+        os.close(fd)
+
+
+def test_a_file_without_one_may_be_of_any() -> None:
+    fd = anonymous_file("mpms-free")
+    try:
+        os.ftruncate(fd, 1 << 20)
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)

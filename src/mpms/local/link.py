@@ -19,7 +19,7 @@ from ..wire.files import MemoryFile, send_file
 from ..wire.frames import Message, encode, message_of
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
 from ..wire.receiver import Receiver
-from . import descriptors
+from . import descriptors, evidence
 from .functions import Shipped
 from .memory import anonymous_file
 from .records import ARGUMENTS
@@ -302,8 +302,7 @@ class Link:
 
     def stacks(self) -> str:
         """What faulthandler has written so far."""
-        size = os.fstat(self._stacks).st_size
-        return os.pread(self._stacks, size, 0).decode(errors="replace")
+        return evidence.read_stacks(self._stacks)
 
     def close(self) -> None:
         """Close all; the board must not be read from another thread any more."""

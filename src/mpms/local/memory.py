@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from ..typed import Any, Literal
@@ -10,10 +11,12 @@ __all__ = ["OomWatch", "anonymous_file", "free_memory", "is_alive", "is_zombie",
 
 
 def anonymous_file(name: str, size: int = 0) -> int:
-    """A descriptor of a file in memory that ends with its last user: a ``memfd``; elsewhere a temporary file."""
-    if hasattr(os, "memfd_create"):
+    """A descriptor of a file in memory that ends with its last user: a ``memfd``, whose ``size``, if it is told, nobody
+    changes any more; elsewhere a temporary file."""
+    is_memfd = hasattr(os, "memfd_create")
+    if is_memfd:
         as_bytes: Any = name.encode("utf-8", "replace").replace(b"\0", b"?")  # which the stubs don't know of
-        fd = os.memfd_create(as_bytes, os.MFD_CLOEXEC)
+        fd = os.memfd_create(as_bytes, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         import tempfile
 
@@ -21,6 +24,9 @@ def anonymous_file(name: str, size: int = 0) -> int:
             fd = os.dup(file.fileno())
     try:
         os.ftruncate(fd, size)
+        if is_memfd and size:
+            # A process that looks at what was cut off ends by that, whoever did it.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     except OSError:
         os.close(fd)
         raise

@@ -96,7 +96,11 @@ def stacks_of_process(pid: int) -> list[WorkerStacks]:
 
 
 def _stacks_of_worker(pid: int, name: str, path: Path) -> WorkerStacks:
-    text = take_stacks(pid, lambda: path.read_text(errors="replace"))
+    def read() -> str:
+        with path.open("rb") as file:
+            return evidence.read_stacks(file.fileno())
+
+    text = take_stacks(pid, read)
     return WorkerStacks(name=name, pid=pid, threads=thread_stacks(text, _running(pid, name)))
 
 
