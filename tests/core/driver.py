@@ -86,8 +86,8 @@ class Pool:
         own = {task: TaskOptions(**options) for task in tasks} if options else {}  # type: ignore[arg-type]
         return self.happens(TasksSubmitted(tasks, own))
 
-    def finishes(self, worker: int, *seqs: int, after: float = 0.0) -> list[Effect]:
-        return self.happens(ResultsArrived(WorkerId(worker), [Seq(n) for n in seqs]), after=after)
+    def finishes(self, worker: int, *seqs: int, after: float = 0.0, weight: int = 0) -> list[Effect]:
+        return self.happens(ResultsArrived(WorkerId(worker), [Seq(n) for n in seqs], weight=weight), after=after)
 
     def raises(self, worker: int, *seqs: int, retry: bool = False) -> list[Effect]:
         """The tasks raise, and ``retry`` says that their errors ask for another attempt."""
@@ -99,11 +99,11 @@ class Pool:
         """It had started all that it holds."""
         return self.happens(exited(worker, watermark=max(self.held(worker), default=0), blamed=blamed))
 
-    def works_fast(self, worker: int, tasks: int = 20) -> None:
+    def works_fast(self, worker: int, tasks: int = 20, *, weight: int = 0) -> None:
         """So that it is given tasks in advance: ``tasks`` are submitted, it takes 1 ms for each."""
         self.submits(tasks)
         while self.held(worker):
-            self.finishes(worker, self.held(worker)[0], after=0.001)
+            self.finishes(worker, self.held(worker)[0], after=0.001, weight=weight)
 
     def of(self, *phases: type[Phase]) -> list[WorkerId]:
         """The staff in these phases."""

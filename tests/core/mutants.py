@@ -844,6 +844,18 @@ MUTANTS = [
         "",
     ),
     Mutant(
+        "a worker gets as many large tasks in advance as small ones",
+        "policy.py",
+        " if weight else MAX_PREFETCH\n",
+        " if False else MAX_PREFETCH\n",
+    ),
+    Mutant(
+        "a worker gets no very large task in advance",
+        "policy.py",
+        "max(1, PREFETCH_BYTES // weight)",
+        "PREFETCH_BYTES // weight",
+    ),
+    Mutant(
         "a worker that is due becomes due again with each task",
         "dispatch.py",
         "            worker.due_at = inf  # it is, from now on\n",

@@ -315,6 +315,17 @@ def test_a_fast_worker_gets_tasks_in_advance(threads: int) -> None:
     assert len(pool.held(1)) == threads + 5  # 5 ms at one task per ms
 
 
+@pytest.mark.parametrize(
+    ("weight", "ahead"),
+    [(1, 5), (600_000, 5), (700_000, 4), (1 << 20, 3), (policy.PREFETCH_BYTES, 1), (1 << 40, 1)],
+)
+def test_a_fast_worker_gets_so_many_bytes_in_advance_and_no_more_but_one_task(weight: int, ahead: int) -> None:
+    pool = Pool(processes=1, threads=2).up()
+    pool.works_fast(1, weight=weight)
+    pool.submits(100)
+    assert len(pool.held(1)) == 2 + ahead
+
+
 def test_idle_time_does_not_make_a_worker_look_slow() -> None:
     pool = Pool(processes=1, threads=1).up()
     pool.works_fast(1, tasks=4)

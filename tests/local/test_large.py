@@ -107,6 +107,19 @@ def test_a_task_that_waits_has_no_copy_of_its_bytes() -> None:
     assert packed.data is data
 
 
+def test_a_worker_holds_no_more_large_tasks_in_advance_than_there_is_shared_memory_for(method: str) -> None:
+    size = 500_000
+    with MPMS(same, processes=1, threads=2, start_method=method) as pool:
+        for word in range(400):
+            pool.put(word, bytes(size))
+        pool.close()
+        ahead = 0
+        for _ in pool.iter_results():
+            workers = pool._engine._machine.fleet.workers.copy()  # type: ignore[attr-defined]
+            ahead = max([ahead, *(worker.ahead for worker in workers.values())])
+    assert 1 <= ahead <= (4 << 20) // size - 2
+
+
 @both_sizes
 def test_killed_workers_lose_what_they_had_started_and_leave_nothing(any_method: str, size: int) -> None:
     chance = random.Random(1)

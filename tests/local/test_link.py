@@ -114,6 +114,15 @@ def test_bytes_arrive_behind_their_mark(pair: Pair) -> None:
     assert peer.read() == [(TASK, 1, b"small"), (TASK, 2, b"mark" + content), (TASK, 3, b"small")]
 
 
+def test_the_weight_of_the_tasks_that_were_sent_last_is_what_each_has_to_be_copied(pair: Pair) -> None:
+    link, peer = pair
+    assert link.weight == 0
+    for sizes, weight in [([5_000, 7_000], 6_000), ([10], 0), ([60_000], 60_000), ([10, 10, 6_000], 2_000)]:
+        link.send_tasks([plain(seq, bytes(size)) for seq, size in enumerate(sizes, 1)])
+        assert link.weight == weight
+        assert len(peer.read()) == len(sizes)
+
+
 def test_a_function_is_sent_before_the_first_task_that_needs_it_and_only_once(pair: Pair) -> None:
     link, peer = pair
     first, second = Shipped(b"first"), Shipped(b"second")

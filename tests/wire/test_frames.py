@@ -15,7 +15,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from mpms.wire import frames
-from mpms.wire.frames import HEADER, Decoder, Message, encode
+from mpms.wire.frames import HEADER, Decoder, Message, encode, keep_memory
 
 numbers = st.integers(0, 2**64 - 1)
 messages = st.lists(st.tuples(st.integers(0, 255), numbers, st.binary(max_size=60)), max_size=20)
@@ -141,7 +141,7 @@ import resource
 import sys
 from mpms.wire.frames import keep_memory
 if "keep" in sys.argv:
-    keep_memory()
+    keep_memory(1 << 22)
 for turn in range(110):
     if turn == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -174,7 +174,11 @@ def test_to_keep_memory_takes_none() -> None:
     program = (
         "import re; from pathlib import Path; from mpms.wire.frames import keep_memory\n"
         "def held(): return int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
-        "held(); before = held(); keep_memory(); print(held() - before)"
+        "held(); before = held(); keep_memory(1 << 24); print(held() - before)"
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(told.stdout) < 1_000  # KiB
+
+
+def test_to_keep_more_than_there_is_is_no_error() -> None:
+    keep_memory(1 << 60)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from mpms import errors
 from mpms.ids import TaskId
 from mpms.wire.failures import dump_error, load_error, unsendable
+from mpms.wire.frames import Marked
 from mpms.wire.pickling import _NAMELESS, dump, dump_call, dump_for_child, load
 
 values = st.recursive(
@@ -403,6 +404,21 @@ def test_large_bytes_come_back_wherever_they_are(value: Any, arrived_as: Callabl
         assert load(arrived_as(dump_call(value, {}))) == value
         call = load(arrived_as(dump_call(value, {"option": LARGE})))
         assert (call[0], call[1]) == (value, {"option": LARGE})
+
+
+def marked(parts: Any) -> Any:
+    return Marked(*parts) if len(parts) == 2 and type(parts[1]) is bytes else b"".join(parts)
+
+
+@pytest.mark.parametrize("value", [LARGE, (LARGE,), ("name", LARGE), (LARGE, "name", None), (1, LARGE, b"3", 4.0)])
+def test_large_bytes_that_come_with_their_mark_are_not_copied_again(value: Any) -> None:
+    packed = dump(value, marked)
+    assert isinstance(packed, Marked)
+    arrived = Marked(packed.mark, bytes(bytearray(packed.data)))  # those of another process
+    got = load(arrived)
+    assert got == value
+    assert any(one is arrived.data for one in (got if isinstance(got, tuple) else [got]))
+    assert load(bytes(arrived)) == value
 
 
 def test_large_bytes_are_not_copied_to_be_sent() -> None:

@@ -108,14 +108,14 @@ class Worker:
         self.window_start += now - self.last_result
         self.last_result = now
 
-    def finished(self, count: int, now: float) -> None:
-        """``count`` results arrived."""
+    def finished(self, count: int, weight: int, now: float) -> None:
+        """``count`` results arrived; the tasks that it was sent last weigh so many bytes each."""
         self.done += count
         self.last_result = now
         self.window_done += count
         span = now - self.window_start
         if span >= policy.RATE_SECONDS:
-            self.ahead = policy.prefetch(self.window_done / span)
+            self.ahead = policy.prefetch(self.window_done / span, weight)
             self.window_start = now
             self.window_done = 0
 

@@ -238,7 +238,7 @@ class PoolMachine:
             return
         if self._fates.finish(worker, event, now) or not isinstance(worker.phase, Serving):
             self._restless = True  # who leaves may have been waited for
-        worker.finished(len(event.seqs), now)
+        worker.finished(len(event.seqs), event.weight, now)
         self._staffing.did_something()
 
     def _ready(self, id: WorkerId) -> None:

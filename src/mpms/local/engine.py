@@ -57,6 +57,11 @@ _PORTION = 4096
 """After so many tasks the supervisor takes them in, though it has no use for them yet: a million would take it 0.1 s.
 """
 
+_KEPT = 1 << 24
+"""Bytes: of what is freed twice as much is kept in each thread. A program frees what is large by the many, when results
+come. Measured, with 128 and 256 KiB to a worker and back: a third more tasks a second than with a quarter of it, and 25
+to 50 pages less from the kernel for each; twice of it is no better."""
+
 _ANSWER_SECONDS = 2.0
 """How long ``unfinished`` waits for a supervisor that should have answered all, on a machine that is too busy."""
 
@@ -193,7 +198,7 @@ class LocalEngine:
             forward_logs=self._config.forward_logs,
         )
         self._started = time.monotonic()
-        keep_memory()
+        keep_memory(_KEPT)
         self._delivery.start()
         self._reporter.start()
         self._supervisor = self._new_supervisor()  # as the two above

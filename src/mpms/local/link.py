@@ -125,6 +125,8 @@ class Link:
         self._stacks = stacks
         self._message_of = message_of if board.down is None else board.down.message_of
         self._receiver = Receiver(data, board.up)
+        self.weight = 0
+        """Bytes of a payload, on the average, of the tasks that were sent last; 0 if they are small, or in files."""
         self._out: deque[memoryview | _Filed] = deque()
         self._function: Shipped | None = None  # that of the last task that was sent; None: the job's own
         self._functions: OrderedDict[int, None] = OrderedDict()  # that the worker has, those used lately last
@@ -140,6 +142,7 @@ class Link:
         """Send, or keep what doesn't fit for :meth:`flush`. The numbers follow one another."""
         parts: list[bytes] = []
         small: list[bytes | Plain] = []
+        weight = 0
         for seq, parcel in tasks:
             payload = parcel[0]
             if payload is None:
@@ -155,7 +158,9 @@ class Link:
                     self._queue(parts)
                     self._out.append(_Filed(seq, payload))
                 else:
+                    weight += len(payload)
                     parts += self._message_of(TASK, seq, payload)
+        self.weight = weight // len(tasks)
         if small:
             self._pack(small, tasks[-1][0] + 1, parts)
         self._queue(parts)

@@ -323,7 +323,7 @@ class Loop:
         if seqs:
             # Before what was said after them, such as DYING: the order among results and the rest doesn't matter else.
             self._raised += failed
-            self._events.appendleft(ResultsArrived(worker, seqs, failed, frozenset(retry)))
+            self._events.appendleft(ResultsArrived(worker, seqs, failed, frozenset(retry), link.weight))
 
     def _task_of(self, worker: WorkerId, seq: Seq) -> TaskId | None:
         for taken in self._taken:  # of which the machine will hear in this pass

@@ -9,14 +9,14 @@ from __future__ import annotations
 import struct
 import sys
 
-from ..typed import TypeAlias, cast
+from ..typed import Any, TypeAlias, cast
 
 __all__ = ["HEADER", "READ", "READ_MOST", "Decoder", "Marked", "Message", "encode", "keep_memory", "message_of"]
 
 HEADER = struct.Struct("<BQQ")
 
-Message: TypeAlias = tuple[int, int, bytes]
-"""Kind, number, payload."""
+Message: TypeAlias = tuple[int, int, Any]
+"""Kind, number, payload: ``bytes``, what is as good as that for its readers, or a :class:`Marked`."""
 
 READ = 3 << 15
 """Bytes to read at once, if there isn't more: 64 KiB come in one part."""
@@ -28,7 +28,6 @@ parts. Not always: a C library that asks the system for so much memory takes lon
 
 _LARGE = 1 << 15  # payloads that are read in place when they don't arrive at once
 _ROOM = 1 << 25  # that is made at once for one
-_KEPT = 1 << 22
 
 
 def encode(kind: int, number: int = 0, payload: bytes = b"") -> bytes:
@@ -47,6 +46,9 @@ class Marked:
     def __len__(self) -> int:
         return len(self.mark) + len(self.data)
 
+    def __bytes__(self) -> bytes:
+        return self.mark + self.data
+
 
 def message_of(kind: int, number: int, payload: bytes | Marked) -> tuple[bytes, bytes]:
     """In two parts, so that what is large is not copied."""
@@ -54,16 +56,19 @@ def message_of(kind: int, number: int, payload: bytes | Marked) -> tuple[bytes, 
     return (header + payload.mark, payload.data) if isinstance(payload, Marked) else (header, payload)
 
 
-def keep_memory() -> None:
-    """Have this process keep what it frees for what it needs next, up to 8 MiB in a thread; for its start.
+def keep_memory(size: int) -> None:
+    """Have this process keep what it frees for what it needs next, up to twice ``size`` in a thread; for its start.
 
     glibc gives back the free end of its memory from 128 KiB on, so that each message of 64 KiB was read to pages that
     the kernel had just taken away and gave anew: 26 of them for a task, there and back. It changes its mind with the
     first large block that is freed, which many programs have anyway: to twice the size of that. Measured, with 64 KiB
     there and back 1.2 times as many tasks a second, with 128 KiB 1.4 times.
     """
-    if "t" not in sys.abiflags:  # without a GIL Python has an allocator of its own, and this would only take 4 MiB
-        bytes(_KEPT)
+    if "t" not in sys.abiflags:  # without a GIL Python has an allocator of its own, and this would only take it
+        try:
+            bytes(size)
+        except MemoryError:  # it may have no more: it keeps less
+            pass
 
 
 class Decoder:

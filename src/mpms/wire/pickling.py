@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import ForkingPickler
 
 from ..typed import Any, TypeAlias, TypeVar, overload
+from .frames import Marked
 from .messages import SMALL
 from .plain import PLAIN_MOST, are_plain
 
@@ -152,11 +153,18 @@ def _place_of_bytes(values: tuple[Any, ...]) -> int | None:
     return None
 
 
+def _load_marked(mark: bytes | memoryview, data: bytes) -> Any:
+    if mark == _BYTES:
+        return data
+    at, _ = _PLACE.unpack_from(mark, 1)
+    others = pickle.loads(mark[1 + _PLACE.size :])
+    return (*others[:at], data, *others[at:])
+
+
 def _load_among(data: memoryview) -> Any:
-    at, size = _PLACE.unpack_from(data)
-    begin = _PLACE.size + size
-    others = pickle.loads(data[_PLACE.size : begin])
-    return (*others[:at], bytes(data[begin:]), *others[at:])
+    _, size = _PLACE.unpack_from(data, 1)
+    begin = 1 + _PLACE.size + size
+    return _load_marked(data[:begin], bytes(data[begin:]))
 
 
 _BESIDE = b"B"
@@ -287,15 +295,17 @@ def number_classes() -> None:
                 by_value.number(cls)
 
 
-def load(data: bytes) -> Any:
+def load(data: bytes | Marked) -> Any:
     """What :func:`dump` made. A class that is known here, since it came or went before, is that one."""
+    if isinstance(data, Marked):
+        return _load_marked(data.mark, data.data)
     if data[0] == 0x80:
         return pickle.loads(data)
     mark, rest = data[:1], memoryview(data)[1:]
     if mark == _BYTES:
         return bytes(rest)
     if mark == _AMONG:
-        return _load_among(rest)
+        return _load_among(memoryview(data))
     if mark == _BESIDE:
         return _load_beside(data)
     from . import by_value

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ..typed import NoReturn, cast
 from .files import FILED, SIZE, map_file
-from .frames import READ, READ_MOST, Decoder, Message
+from .frames import READ, READ_MOST, Decoder, Marked, Message
 from .ring import RINGED, Ring
 
 __all__ = ["Receiver"]
@@ -88,7 +88,7 @@ class Receiver:
         finally:
             os.close(fd)
 
-    def _of_ring(self, place: bytes) -> bytes:
+    def _of_ring(self, place: bytes) -> bytes | Marked:
         if self._ring is None:
             raise ValueError("there is no ring")
         return self._ring.get(place)

@@ -2,6 +2,8 @@
 
     message_of ─▶ ring ── where it is, in a short message on the socket ──▶ get: copied out, and free again
 
+Bytes behind a mark come as they went, so that who loads them has no more to copy.
+
 A socket copies twice as well, into pages that the kernel takes and gives back each time. Where there is no room, since
 nobody has read for a while, or no memory, the payload goes by the socket.
 
@@ -35,7 +37,7 @@ RING_SIZE = mmap.PAGESIZE + _ROOM
 
 _STEP = 1 << 18  # bytes of memory that are taken at a time: it takes the system 0.2 ms
 _ALIGNED = 64
-_PLACE = struct.Struct("<QQ")  # how much was put before it, and its size
+_PLACE = struct.Struct("<QQQ")  # how much was put before it, its size, and that of the mark in front of it, if any
 
 _POPULATE = 23 if sys.platform == "linux" else None
 """``MADV_POPULATE_WRITE``, from Linux 5.14 on."""
@@ -61,12 +63,15 @@ class Ring:
         at = self._place_for(size) if size >= LEAST else None
         if at is None:
             return message_of(kind, number, payload)
-        place = at % _ROOM
-        for part in (payload.mark, payload.data) if isinstance(payload, Marked) else (payload,):
-            self._room[place : place + len(part)] = part
-            place += len(part)
+        place, end = at % _ROOM, at % _ROOM + size
+        mark = 0
+        if isinstance(payload, Marked):
+            mark = len(payload.mark)
+            self._room[place : place + mark] = payload.mark
+            payload = payload.data
+        self._room[place + mark : end] = payload
         self._put = _end(at, size)
-        return (HEADER.pack(kind | RINGED, number, _PLACE.size) + _PLACE.pack(at, size),)
+        return (HEADER.pack(kind | RINGED, number, _PLACE.size) + _PLACE.pack(at, size, mark),)
 
     def _place_for(self, size: int) -> int | None:
         read, at = max(self._read[0], self._skipped), self._put
@@ -90,18 +95,20 @@ class Ring:
                 self._populated += _STEP
         return self._populated >= 0
 
-    def get(self, place: bytes) -> bytes:
-        """What the message says is there. Raises ``ValueError`` if it can't be."""
-        try:
-            at, size = _PLACE.unpack(place)
-        except struct.error:
-            raise ValueError("it isn't said where") from None
+    def get(self, place: bytes) -> bytes | Marked:
+        """What the message says is there. Raises ``ValueError`` or ``struct.error`` if it can't be."""
+        at, size, mark = _PLACE.unpack(place)
         begin = at % _ROOM
-        if begin + size > _ROOM:
+        end, middle = begin + size, begin + mark
+        if not middle <= end <= _ROOM:
             raise ValueError("it would end beyond the ring")
-        data = bytearray(self._room[begin : begin + size])
+        payload: bytes | Marked
+        if mark:
+            payload = Marked(bytes(self._room[begin:middle]), bytes(self._room[middle:end]))
+        else:
+            payload = cast(bytes, bytearray(self._room[begin:end]))  # as good as bytes, and an array can have it
         self._read[0] = _end(at, size)
-        return cast(bytes, data)  # as good as bytes
+        return payload
 
     def close(self) -> None:
         self._read.release()

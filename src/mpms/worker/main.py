@@ -48,6 +48,8 @@ from .titles import set_process_title
 
 __all__ = ["Descriptors", "run"]
 
+_KEPT = 1 << 22  # bytes: of what is freed twice as much is kept in each thread
+
 _STACKS_MOST = 1 << 20
 """Bytes of answers that are kept, for those who have asked and not read yet. One is some 10 KiB."""
 
@@ -61,7 +63,7 @@ def run(job: Job, birth: Birth, descriptors: Descriptors) -> NoReturn:
     """Be a worker until the end of this process. Must run in the main thread, with no other thread alive."""
     data, control, board, stacks = descriptors
     _set_up_process(birth)
-    keep_memory()
+    keep_memory(_KEPT)
     memory = Board(board, job.threads)
     os.close(board)
     data, control, stacks = lift(data), lift(control), lift(stacks)
