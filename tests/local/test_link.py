@@ -180,6 +180,7 @@ def test_a_task_in_a_file_arrives_between_the_others(
     file = Shelf(0).pack([b"file" * 200_000])
     assert isinstance(file, MemoryFile)
     link.send_tasks([plain(1, b"one"), (2, (file, None)), plain(3, b"three"), (4, (file, None))])
+    assert link.weight == 0
     got: list[Message] = []
     receiver = Receiver(peer.sock)
     peer.sock.setblocking(False)
