@@ -101,8 +101,9 @@ class Delivery:
                 outcome = self.open(kind, data)
                 value, failure = (outcome.value, None) if isinstance(outcome, Returned) else (None, outcome)
                 del outcome  # else it would be kept while the next ones are delivered
-                if len(data) > SMALL:
-                    self.bytes += len(data)
+                size = len(data)
+                if size > SMALL:
+                    self.bytes += size
             if earlier:
                 self._add_attempts(task, failure)
             record = take(task, None)

@@ -150,7 +150,8 @@ class Link:
             if parcel[1] is not self._function:
                 self._pack(small, seq, parts)
                 self._select(parcel[1], parts)
-            if len(payload) <= SMALL:
+            size = len(payload)
+            if size <= SMALL:
                 small.append(payload)
             else:
                 self._pack(small, seq, parts)
@@ -158,7 +159,7 @@ class Link:
                     self._queue(parts)
                     self._out.append(_Filed(seq, payload))
                 else:
-                    weight += len(payload)
+                    weight += size
                     parts += self._message_of(TASK, seq, payload)
         self.weight = weight // len(tasks)
         if small:

@@ -70,7 +70,7 @@ class Ring:
             self._room[place : place + mark] = payload.mark
             payload = payload.data
         self._room[place + mark : end] = payload
-        self._put = _end(at, size)
+        self._put = at + size + -size % _ALIGNED
         return (HEADER.pack(kind | RINGED, number, _PLACE.size) + _PLACE.pack(at, size, mark),)
 
     def _place_for(self, size: int) -> int | None:
@@ -107,13 +107,9 @@ class Ring:
             payload = Marked(bytes(self._room[begin:middle]), bytes(self._room[middle:end]))
         else:
             payload = cast(bytes, bytearray(self._room[begin:end]))  # as good as bytes, and an array can have it
-        self._read[0] = _end(at, size)
+        self._read[0] = at + size + -size % _ALIGNED
         return payload
 
     def close(self) -> None:
         self._read.release()
         self._room.release()
-
-
-def _end(at: int, size: int) -> int:
-    return at + -(-size // _ALIGNED) * _ALIGNED
