@@ -26,7 +26,7 @@ from ..local.evidence import Who
 from ..local.functions import Shipped
 from ..local.records import ticket_of
 from ..local.shipment import Shipment
-from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
+from ..outcome import Broken, Cancelled, Failure, Outcome, Raised
 from ..typed import Any
 from ..wire.failures import dump_error
 from ..wire.messages import PLAIN, RETURNED, Job
@@ -322,9 +322,9 @@ class _Unopened(Delivery):
             [(task, (RETURNED, dump(data)) if kind == PLAIN else (kind, data)) for task, (kind, data) in results]
         )
 
-    def open(self, kind: int, data: bytes) -> Outcome:
+    def opened(self, kind: int, data: Any) -> tuple[Any, Failure | None]:
         data = bytes(data)  # a large one may be memory that doesn't travel
-        return Returned(data) if kind == RETURNED else Raised(Sealed(data))
+        return (data, None) if kind == RETURNED else (None, Raised(Sealed(data)))
 
     def who(self, task: TaskId) -> Who:
         record = self._records.get(task)

@@ -98,9 +98,7 @@ class Delivery:
         for task, (kind, data) in results:
             value, failure = data, None
             if kind != PLAIN:
-                outcome = self.open(kind, data)
-                value, failure = (outcome.value, None) if isinstance(outcome, Returned) else (None, outcome)
-                del outcome  # else it would be kept while the next ones are delivered
+                value, failure = self.opened(kind, data)
                 size = len(data)
                 if size > SMALL:
                     self.bytes += size
@@ -145,15 +143,18 @@ class Delivery:
         except Exception:  # a class of the user's, that takes no attributes
             pass
 
-    def open(self, kind: int, data: Any) -> Outcome:
-        """The outcome that a worker has sent."""
-        if kind == PLAIN:
-            return Returned(data)
+    def opened(self, kind: int, data: Any) -> tuple[Any, Failure | None]:
+        """The value that a worker has sent pickled, or the error in place of it."""
         try:
-            return Returned(load(data)) if kind == RETURNED else Raised(load_error(data))
+            return (load(data), None) if kind == RETURNED else (None, Raised(load_error(data)))
         except BaseException as error:  # the user's classes: what unpickles there may not unpickle here
             detail = f"it could not be unpickled: {said(error)}"
-            return Raised(RemoteWorkerError("mpms_unpickleable_result", detail))
+            return None, Raised(RemoteWorkerError("mpms_unpickleable_result", detail))
+
+    def open(self, kind: int, data: Any) -> Outcome:
+        """The outcome that a worker has sent."""
+        value, failure = (data, None) if kind == PLAIN else self.opened(kind, data)
+        return failure or Returned(value)
 
     def unopened(self, kind: int, data: Any) -> Unopened:
         """A value that a worker has sent, for who opens it himself."""

@@ -63,7 +63,8 @@ class Ring:
         at = self._place_for(size) if size >= LEAST else None
         if at is None:
             return message_of(kind, number, payload)
-        place, end = at % _ROOM, at % _ROOM + size
+        place = at % _ROOM
+        end = place + size
         mark = 0
         if isinstance(payload, Marked):
             mark = len(payload.mark)
@@ -75,12 +76,17 @@ class Ring:
 
     def _place_for(self, size: int) -> int | None:
         read, at = max(self._read[0], self._skipped), self._put
-        if read == at and at % _ROOM:
+        place = at % _ROOM
+        if read == at and place:
             # Empty: from its beginning, which is in a cache of the processor, and has memory.
-            self._put = self._skipped = read = at = at + _ROOM - at % _ROOM
-        if at % _ROOM + size > _ROOM:
-            at += _ROOM - at % _ROOM  # in one piece
-        return at if at + size <= read + _ROOM and self._has_memory(at % _ROOM + size) else None
+            self._put = self._skipped = read = at = at + _ROOM - place
+            place = 0
+        if place + size > _ROOM:
+            at += _ROOM - place  # in one piece
+            place = 0
+        if at + size > read + _ROOM:
+            return None
+        return at if place + size <= self._populated or self._has_memory(place + size) else None
 
     def _has_memory(self, size: int) -> bool:
         """So much from the beginning of the room. To write where the system has none left ends the process."""

@@ -42,10 +42,10 @@ class Shelf:
             except (AttributeError, OSError):  # no memfd here; or no descriptor, no memory left
                 pass
         match parts:
-            case [bytes() as data]:
-                return data
             case [bytes() as mark, bytes() as data]:
                 return Marked(mark, data)
+            case [bytes() as data]:
+                return data
             case _:
                 return b"".join(parts)
 
