@@ -256,6 +256,9 @@ class Lingering:
         monkeypatch.setattr(outbox, "monotonic", self.clock)
         sock: Any = SimpleNamespace(send=self._send)
         self.box = Outbox(sock, self._wake)
+        self.box.add_result(1, RETURNED, b"just now")
+        self.box.flush()
+        self.taken.clear()
 
     def _send(self, data: bytes) -> int:
         self.taken.append(b"".join(payload for _, _, payload in single(Decoder().feed(data))))
@@ -270,25 +273,35 @@ def lingering(monkeypatch: pytest.MonkeyPatch) -> Lingering:
     return Lingering(monkeypatch)
 
 
-def test_a_young_result_waits_for_company_and_the_main_thread_hears_of_it_once(lingering: Lingering) -> None:
+def test_a_result_that_comes_alone_is_sent_at_once(lingering: Lingering) -> None:
+    """It would only wait: for company that doesn't come, and then for the main thread, that is woken for it."""
+    box = lingering.box
+    for turn in range(3):
+        lingering.clock.advance(LINGER + 1e-9)
+        box.add_result(1, RETURNED, b"alone")
+        box.flush_if_due()
+        assert (lingering.taken, lingering.woken) == ([b"alone"] * (turn + 1), 0)
+
+
+def test_a_result_that_comes_soon_waits_for_company_and_the_main_thread_hears_of_it_once(lingering: Lingering) -> None:
     box = lingering.box
     box.add_result(1, RETURNED, b"a")
-    box.flush_if_old()
+    box.flush_if_due()
     assert (lingering.taken, lingering.woken) == ([], 1)
     lingering.clock.advance(LINGER / 2)
     box.add_result(1, RETURNED, b"b")
-    box.flush_if_old()
+    box.flush_if_due()
     assert (lingering.taken, lingering.woken) == ([], 1)
     lingering.clock.advance(LINGER / 2 + 1e-9)
     box.add_result(1, RETURNED, b"c")
-    box.flush_if_old()  # the oldest is old by now
+    box.flush_if_due()  # by now nothing was sent for long enough
     assert (lingering.taken, lingering.woken) == ([b"abc"], 1)
 
 
 def test_the_main_thread_sends_what_a_thread_left_behind(lingering: Lingering) -> None:
     box = lingering.box
     box.add_result(1, RETURNED, b"left behind")
-    box.flush_if_old()
+    box.flush_if_due()
     assert lingering.woken == 1
     assert box.tend() == LINGER  # not yet: look again
     assert lingering.taken == []
@@ -297,7 +310,7 @@ def test_the_main_thread_sends_what_a_thread_left_behind(lingering: Lingering) -
     assert lingering.taken == [b"left behind"]
     assert box.tend() is None  # nothing there: not before a wake-up
     box.add_result(1, RETURNED, b"next")
-    box.flush_if_old()
+    box.flush_if_due()
     assert lingering.woken == 2
 
 
@@ -305,7 +318,7 @@ def test_the_main_thread_is_not_woken_while_it_tends(lingering: Lingering) -> No
     box = lingering.box
     for _ in range(3):
         box.add_result(1, RETURNED, b"x")
-        box.flush_if_old()
+        box.flush_if_due()
         assert box.tend() == LINGER
     assert lingering.woken == 1
 

@@ -218,7 +218,7 @@ class Slots:
                     return
             seq, payload, function = task
             dying = self._perform(slot, seq, payload, function)
-            now = outbox.flush_if_old() if tasks else outbox.flush()
+            now = outbox.flush_if_due() if tasks else outbox.flush()
             if dying or place.is_dying:
                 self.retire()
                 self._say(DYING)
