@@ -7,8 +7,8 @@ Bytes behind a mark come as they went, so that who loads them has no more to cop
 A socket copies twice as well, into pages that the kernel takes and gives back each time. Where there is no room, since
 nobody has read for a while, or no memory, the payload goes by the socket.
 
-Measured beside that, tasks a second with ``bytes`` to a worker and back: 32 KiB 1.2, 64 KiB 1.4, 128 KiB 1.3, 256 KiB
-1.5, 600 KiB 1.4 times as many, for two thirds of the processor time.
+Measured beside that, tasks a second with ``bytes`` to a worker and back: 32 KiB 1.5, 64 KiB 1.9, 128 KiB 1.7, 256 KiB
+1.6, 600 KiB 1.5 times as many, for half to two thirds of the processor time.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LEAST = 1 << 14
 """Bytes from which on a payload goes by the ring. Measured: those of 8 and 16 KiB are as fast either way."""
 
 _ROOM = 1 << 22
-"""Bytes of a ring. Measured, with 64 KiB to a worker and back: 46 µs of processor time for a task with half of it,
-when every other one finds no room; 39 with this, 37 with twice as much; 58 by the socket."""
+"""Bytes of a ring. Measured, with 64 KiB to a worker and back, and three quarters of it sent in advance (see
+``PREFETCH_BYTES`` of the core's policy): with half of it, or twice as much, 0.9 times as many tasks a second."""
 
 RING_SIZE = mmap.PAGESIZE + _ROOM
 """What a ring takes of a file: a page, that begins with how much was read, and the room."""
