@@ -359,6 +359,8 @@ def by_multiprocessing(number: int, way: str) -> tuple[int, int, int | None]:
     with reader:
         value, parent = reader.recv()
     child.join()
+    # In multiprocessing another thread that starts a process may have reaped it just now, and says so a moment later.
+    until(lambda: child.exitcode is not None)
     return value, parent - os.getpid(), child.exitcode
 
 
