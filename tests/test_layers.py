@@ -1,7 +1,7 @@
 """Imports go one way, the core is pure, and ``import mpms`` is light.
 
 faces → engine protocol, config, ground · dask → local, wire, ground · local → core, wire, ground · worker → wire,
-ground · core → ground · wire → ground. Ground is `ids`, `outcome`, `errors`, `record`, `figures`, `locks`,
+ground · core → ground · wire → ground. Ground is `ids`, `outcome`, `errors`, `endings`, `record`, `figures`, `locks`,
 `typed`; but the core, which has no threads, takes no locks.
 """
 
@@ -18,7 +18,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
 
-GROUND = {"ids", "outcome", "errors", "record", "figures", "locks", "typed"}
+GROUND = {"ids", "outcome", "errors", "endings", "record", "figures", "locks", "typed"}
 
 # room → the rooms whose modules it may import, beside its own. A room is a package or module right below mpms.
 ALLOWED: dict[str, set[str]] = {
@@ -76,6 +76,38 @@ with MPMS(eval, processes=1, threads=1) as pool:
     command, env = [sys.executable, "-S", "-c", program], {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[False] False\n"
+
+
+def test_the_fork_server_is_started_before_what_is_not_needed_for_that_is_loaded() -> None:
+    program = """
+import subprocess, sys
+def begin(*args, start=subprocess.Popen.__init__, **options):
+    print(*sorted({"logging", "traceback", "concurrent.futures", "mpms.core.machine"} & set(sys.modules)))
+    start(*args, **options)
+subprocess.Popen.__init__ = begin
+from mpms import MPMS
+with MPMS(abs, processes=1, threads=1) as pool:
+    pool.put(-1)
+    pool.close()
+    print([result for _, result in pool.iter_results()], "mpms.core.machine" in sys.modules)
+"""
+    command, env = [sys.executable, "-S", "-c", program], {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "\n[1] True\n"
+
+
+def test_a_pool_that_forks_loads_nothing_to_start_an_interpreter_nor_to_send_by_value() -> None:
+    program = """
+import sys
+from mpms import MPMS
+with MPMS(abs, processes=1, threads=1, start_method="fork") as pool:
+    pool.put(-1)
+    pool.close()
+    print([result for _, result in pool.iter_results()], {"subprocess", "cloudpickle"} & set(sys.modules))
+"""
+    command, env = [sys.executable, "-S", "-c", program], {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[1] set()\n"
 
 
 def test_names_of_typing_stand_where_types_may() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Condition
@@ -26,8 +25,6 @@ __all__ = [
     "let_go",
     "log_error",
 ]
-
-_LOGGER = logging.getLogger("mpms")
 
 
 Delivered: TypeAlias = tuple[TaskId, tuple[Any, ...], Mapping[str, Any], Any, Failure | None]
@@ -115,7 +112,9 @@ def log_error(message: str, *args: object) -> None:
     """As ``logger.exception``, on a thread that must not end by it: a handler or filter of the user's may raise, and
     nobody is there to be told."""
     try:
-        _LOGGER.exception(message, *args, stacklevel=2)
+        import logging  # loaded long since: see `errors.__getattr__`
+
+        logging.getLogger("mpms").exception(message, *args, stacklevel=2)
     except BaseException:
         pass
 

@@ -11,10 +11,13 @@ WorkerGracefulDie      raised by a task: "replace this process after me"
 
 from __future__ import annotations
 
-from concurrent.futures import BrokenExecutor, CancelledError
 from signal import Signals
 
 from .ids import TaskId
+from .typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .endings import PoolBroken, TaskCancelled
 
 __all__ = [
     "MpmsError",
@@ -30,13 +33,6 @@ __all__ = [
 
 class MpmsError(Exception):
     """The base of what mpms itself raises or delivers."""
-
-
-class PoolBroken(MpmsError, BrokenExecutor):
-    """The pool has given up: no worker can be started, and no task will run any more.
-
-    Its ``__cause__`` is the initializer's own exception, where there was one.
-    """
 
 
 class _WithEvidence(MpmsError):
@@ -66,7 +62,7 @@ class _WithEvidence(MpmsError):
         return f"{text}\nStack of the task, most recent call last:\n{self.stack}" if self.stack else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args, self.__dict__)
+        return rebuild, (type(self), self.args, self.__dict__)
 
 
 class WorkerCrashed(_WithEvidence):
@@ -150,17 +146,6 @@ class TaskTimeout(_WithEvidence, TimeoutError):
         self.timeout = timeout
 
 
-class TaskCancelled(MpmsError, CancelledError):
-    """The task was cancelled, or the pool stopped, before it had finished; ``started`` says whether it had begun."""
-
-    def __init__(self, message: str, *, started: bool = False) -> None:
-        super().__init__(message)
-        self.started = started
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args, self.__dict__)
-
-
 class RemoteWorkerError(MpmsError):
     """Stands for a value or an exception that can't be pickled or unpickled.
 
@@ -193,8 +178,18 @@ class WorkerGracefulDie(Exception):
     """Raise it in a task to have its process replaced in an orderly way. It is that task's outcome."""
 
 
-def _rebuild(cls: type[BaseException], args: tuple[object, ...], state: dict[str, object]) -> BaseException:
+def rebuild(cls: type[BaseException], args: tuple[object, ...], state: dict[str, object]) -> BaseException:
     # The keyword arguments are in the state: calling the constructor with `args` alone gives the defaults first.
     error = cls(*args)
     error.__dict__.update(state)
     return error
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: nobody needs these before there is a pool, and they load `concurrent.futures` and `logging`. Measured:
+    # without them the fork server of a pool is started 3 ms earlier, of 60 until the first result.
+    if name not in ("PoolBroken", "TaskCancelled"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import endings
+
+    return getattr(endings, name)

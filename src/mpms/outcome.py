@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
 from .record import Record
-from .typed import Any, TypeAlias
+from .typed import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from .errors import PoolBroken, TaskCancelled, TaskTimeout, WorkerCrashed
 
 __all__ = ["Broken", "Cancelled", "Crashed", "Failure", "Outcome", "Raised", "Returned", "TimedOut"]
 

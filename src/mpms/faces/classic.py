@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -32,8 +31,6 @@ else:
     R = TypeVar("R")
 
 __all__ = ["MPMS", "Meta"]
-
-_LOGGER = logging.getLogger("mpms")
 
 _SHUTDOWN_SLACK = 0.45
 """Seconds after the timeout of a shutdown in which workers are killed, and their ends and outcomes are waited for."""
@@ -388,7 +385,10 @@ class MPMS(Streams[R], Outlet[R], Generic[P, R]):
 
     def _stop(self, kind: type[BaseException]) -> None:
         if not self.graceful_shutdown(0.0):
-            _LOGGER.info("mpms %s was stopped by %s: unfinished() has what was not done", self.name, kind.__name__)
+            import logging  # loaded long since: see `errors.__getattr__`
+
+            message = "mpms %s was stopped by %s: unfinished() has what was not done"
+            logging.getLogger("mpms").info(message, self.name, kind.__name__)
 
     def resize(self, processes: int) -> None:
         """Have this many workers from now on. Those that are too many finish what they run. Does not wait for it."""

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from ..config import check_seconds
 from ..engine import Delivered, Engine
-from ..errors import PoolBroken
 from ..ids import TaskId
 from ..typed import Any, Generic, Literal, TypeVar, cast, overload
 from .meta import Meta
@@ -105,7 +104,7 @@ class Outlet(Generic[R]):
     def _raise_if_broken(self) -> None:
         broken = self._engine.broken
         if broken is not None:
-            raise PoolBroken(*broken.args) from broken.__cause__
+            raise type(broken)(*broken.args) from broken.__cause__
 
     # How many
 

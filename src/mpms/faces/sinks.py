@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -13,8 +11,6 @@ from ..typed import Any
 from .meta import Meta
 
 __all__ = ["CollectorSink", "IteratorSink"]
-
-_LOGGER = logging.getLogger("mpms")
 
 _BACKLOG = 10_000
 """From this many results on that nobody has asked for, the log says so, at each doubling."""
@@ -51,6 +47,8 @@ class CollectorSink:
                 if failure is None:
                     log_error("an error occurs in collector, task: %s", task)
                 else:
+                    import traceback  # loaded long since: see `errors.__getattr__`
+
                     # What it choked on is most likely this: a result that is no result.
                     text = "".join(traceback.format_exception(type(failure.error), failure.error, None))
                     log_error("an error occurs in collector, task: %s, which failed with\n%s", task, text)
@@ -83,7 +81,10 @@ class IteratorSink:
         if len(self._outcomes) >= self._warn_at:
             self._warn_at *= 2
             try:
-                _LOGGER.warning("mpms %s: %d results wait for iter_results", self._name, len(self._outcomes))
+                import logging  # as above
+
+                logger = logging.getLogger("mpms")
+                logger.warning("mpms %s: %d results wait for iter_results", self._name, len(self._outcomes))
             except BaseException:  # a handler or filter of the user's
                 pass
 

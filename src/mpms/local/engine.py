@@ -8,20 +8,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import selectors
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from ..config import PoolConfig
 from ..core.messages import CancelRequested, Closed, Event, Resized, StopRequested, TasksSubmitted
 from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
-from ..errors import PoolBroken
 from ..ids import Seq, TaskId, TaskOptions, WorkerId
 from ..locks import Condition, Lock
 from ..outcome import Broken
@@ -445,8 +442,9 @@ class LocalEngine:
 
     def _refusal(self) -> BaseException:
         if self._breakage is not None:
-            error = PoolBroken(*self._breakage.error.args)
-            error.__cause__ = self._breakage.error.__cause__
+            broken = self._breakage.error
+            error = type(broken)(*broken.args)
+            error.__cause__ = broken.__cause__
             return error
         return Refused("cannot put a task into a pool that was closed")
 
@@ -558,6 +556,8 @@ class LocalEngine:
         try:
             close()
         except OSError as error:  # the user's program has closed descriptors that weren't its own
+            import logging  # loaded at the start: see `errors.__getattr__`
+
             self.say(logging.ERROR, "mpms %s can't close all that it had open: %s", self._config.name, error)
 
     def _seal(self) -> bool:
@@ -569,12 +569,16 @@ class LocalEngine:
             return self._wakeup is None
 
     def _internal_error(self, problem: BaseException) -> None:
+        import logging  # as above
+        import traceback
+
+        from ..errors import PoolBroken
+        from .verdicts import Breakage
+
         steps = "\n".join(self.story()[-20:])
         where = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__))
         name = self._config.name
         self.say(logging.CRITICAL, "mpms %s: internal error; the last steps were:\n%s\n%s", name, steps, where)
-        from .verdicts import Breakage
-
         breakage = Breakage.by(PoolBroken(f"the pool {name} broke by an internal error: {problem!r}"), problem)
         with self._changed:
             self._closed, self._limit = True, 0

@@ -30,12 +30,9 @@ __all__ = [
 
 # "Thread 0x00007f6a (most recent call first):"; Python 3.14 puts the thread's name before the bracket. Without a GIL it
 # is "Stack (most recent call first):", of the current thread.
-_HEADER = re.compile(
-    r"^(?:(Current thread|Thread) 0x([0-9a-f]+)[^\n]*|Stack \(most recent call first\):)\n((?:  [^\n]*\n?)*)",
-    re.MULTILINE,
-)
+_HEADER = r"(?m)^(?:(Current thread|Thread) 0x([0-9a-f]+)[^\n]*|Stack \(most recent call first\):)\n((?:  [^\n]*\n?)*)"
 
-_THREAD_FRAME = re.compile(rf'mpms/worker/slots\.py", line \d+ in {THREAD_FRAME}(\d+)$', re.MULTILINE)
+_THREAD_FRAME = rf'(?m)mpms/worker/slots\.py", line \d+ in {THREAD_FRAME}(\d+)$'
 
 _TASK_FRAMES = ("mpms/worker/slots.py", "mpms/wire/chunks.py")
 """The innermost frame of them calls the task: from there on outwards it is the same for all tasks."""
@@ -101,7 +98,7 @@ def guilty(stacks: str, running: Sequence[Slot]) -> Seq | None:
     match = re.search(r"^(Fatal Python error|os\._exit)", stacks, re.MULTILINE)
     if match is None:
         return None
-    for header in _HEADER.finditer(stacks, match.start()):
+    for header in re.finditer(_HEADER, stacks[match.start() :]):
         if header[1] != "Thread":
             slot = _whose(header, running)
             return None if slot is None else Seq(slot.seq)
@@ -113,7 +110,7 @@ def _whose(header: re.Match[str], running: Sequence[Slot]) -> Slot | None:
     if header[2] is not None:
         ident = int(header[2], 16)
         return next((slot for slot in running if slot.ident == ident), None)
-    named = _THREAD_FRAME.search(header[3])
+    named = re.search(_THREAD_FRAME, header[3])
     return None if named is None else next((slot for slot in running if slot.thread == int(named[1])), None)
 
 
@@ -125,7 +122,7 @@ def items_begun(seq: int, death: Death) -> int | None:
 def stack_of(seq: int, stacks: str, running: Sequence[Slot]) -> str:
     """The Python stack of the thread that runs this dispatch, innermost frame last, as tracebacks have it."""
     found = ""
-    for header in _HEADER.finditer(stacks):
+    for header in re.finditer(_HEADER, stacks):
         slot = _whose(header, running)
         if slot is not None and slot.seq == seq:
             found = header[3]  # the last one: an earlier one is of an earlier hang
@@ -136,7 +133,7 @@ def stack_of(seq: int, stacks: str, running: Sequence[Slot]) -> str:
 
 def stacks(text: str) -> list[tuple[int, str]]:
     """Thread ident and Python stack of each thread in the text, innermost frame last."""
-    named = [header for header in _HEADER.finditer(text) if header[2] is not None]
+    named = [header for header in re.finditer(_HEADER, text) if header[2] is not None]
     return [(int(header[2], 16), _outermost_first(header[3])) for header in named]
 
 

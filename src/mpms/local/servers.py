@@ -10,7 +10,6 @@ import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import warnings
@@ -104,6 +103,8 @@ class Interpreter(Server):
             self.end()
 
     def _open(self) -> None:
+        import subprocess  # a clone needs none
+
         with ExitStack() as kept, ExitStack() as given:
             # By a file rather than the socket: a large closure doesn't fit into that before somebody reads.
             told = descriptors.own(anonymous_file("mpms-setup"))
@@ -247,4 +248,6 @@ def _executable() -> str:
 
 def interpreter_flags() -> list[str]:
     """The options with which this interpreter runs, for another one that is to be like it."""
+    import subprocess
+
     return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]

@@ -289,6 +289,10 @@ def _dump_function_by_value(function: object) -> bytes:
     return _BY_VALUE + by_value.dump_function(function)
 
 
+_PYTHONS = ("ctypes", "_frozen_importlib")
+"""Python's own modules of which everybody has classes within functions: nobody sends one of those."""
+
+
 def number_classes() -> None:
     """Before a fork: number the classes that go by value, so that parent and child know them by the same numbers."""
     todo, seen = [object], {id(object)}
@@ -299,7 +303,7 @@ def number_classes() -> None:
             seen.add(id(cls))
             todo.append(cls)
             of_script = cls.__module__ in ("__main__", "__mp_main__")
-            if of_script or ("<locals>" in cls.__qualname__ and cls.__module__ != "ctypes"):
+            if of_script or ("<locals>" in cls.__qualname__ and cls.__module__ not in _PYTHONS):
                 from . import by_value
 
                 by_value.number(cls)
