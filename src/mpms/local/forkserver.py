@@ -65,12 +65,12 @@ def main(fd: int, told: int, waits: int, *, forks: bool) -> NoReturn:
     with open(told, "rb") as file:
         setup: Setup = pickle.load(file)
     prepare(setup)
+    gc.freeze()  # else Python's collector looks at all that is loaded as soon as it is enabled, which takes 2.5 ms
     if setup.spawn:
         gc.enable()
         server.serve(setup)
     try:
         job: Job = load(setup.job)
-        gc.freeze()  # else all of it is looked at as soon as that is enabled: 2.5 ms
         gc.enable()
         _preload(job)
     except BaseException as error:  # the user's modules
