@@ -20,7 +20,7 @@ import pytest
 from mpms import MPMS
 from mpms.figures import ThreadStack, WorkerStacks
 from mpms.local.stacks import _memory_files, stacks_of_process, take_stacks
-from mpms.wire.messages import ASK_SIGNAL
+from mpms.wire.messages import ASK_SIGNAL, DUMP_SIGNAL
 
 from .helpers import (
     Stopwatch,
@@ -70,6 +70,13 @@ def mpms_stack(pid: int) -> tuple[int, str, str]:
 
     done = until(ask)
     return done.returncode, done.stdout, done.stderr
+
+
+def pending_signals(pid: int) -> set[int]:
+    """Of the process as a whole."""
+    found = re.search(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return {number for number in range(1, 65) if int(found[1], 16) >> (number - 1) & 1}
 
 
 def tasks(workers: list[WorkerStacks]) -> dict[int, ThreadStack]:
@@ -249,6 +256,8 @@ def test_a_stopped_worker_did_not_answer_and_keeps_the_others_from_nothing(metho
             assert f"(pid {guests[0].pid}) did not answer: it is stopped, or in the kernel" in str(
                 answers[guests[0].pid]
             )
+            # It was not asked in the way that may crash who goes on.
+            assert pending_signals(guests[0].pid) & {ASK_SIGNAL, DUMP_SIGNAL} == {ASK_SIGNAL}
             # The other one may have got no processor in its second.
             until(lambda: [len(w.threads) for w in pool.stacks() if w.pid == guests[1].pid] == [2])
         for guest in guests:

@@ -51,7 +51,10 @@ def take_stacks(pid: int, read: Callable[[], str]) -> str:
             return text
         if not text and not insisted and time.monotonic() > insist:
             insisted = True
-            os.kill(pid, DUMP_SIGNAL)
+            # Who is stopped would answer when he goes on, when nobody asks any more, and while his threads run: that
+            # may crash him.
+            if not _is_stopped(pid):
+                os.kill(pid, DUMP_SIGNAL)
         last = text
     return last
 
@@ -147,9 +150,20 @@ def _birth(pid: int) -> tuple[int, int]:
 
 
 def _catches_signal(pid: int) -> bool:
+    caught = _status(pid, "SigCgt")
+    return caught is None or bool(int(caught or "0", 16) >> (ASK_SIGNAL - 1) & 1)
+
+
+def _is_stopped(pid: int) -> bool:
+    return _status(pid, "State") in ("T", "t")  # by a signal, by a debugger
+
+
+def _status(pid: int, key: str) -> str | None:
+    """The first word of what the system says of the process; ``None``: it is not to be known here."""
     if not os.path.exists("/proc/self/status"):
-        return True  # not to be known here
+        return None
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (ASK_SIGNAL - 1) & 1)
-    return False
+        name, _, value = line.partition(":")
+        if name == key:
+            return value.split()[0]
+    return ""
