@@ -10,14 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from mpms import MPMS
+from mpms import MPMS, WorkerCrashed
 from mpms.figures import ThreadStack, WorkerStacks
 from mpms.local.stacks import _memory_files, stacks_of_process, take_stacks
 from mpms.wire.messages import ASK_SIGNAL, DUMP_SIGNAL
@@ -334,6 +334,28 @@ NESTED = """
     with MPMS(outer, processes=1, threads=1) as pool:
         pool.put(sys.argv[1])
 """
+
+
+def test_a_worker_that_ends_while_others_are_asked_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead: list[int] = []
+
+    def ask(pid: int, read: Callable[[], str]) -> str:
+        if not dead:
+            dead.append(pid)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not psutil.pid_exists(pid))
+        return take_stacks(pid, read)
+
+    monkeypatch.setattr("mpms.local.stacks.take_stacks", ask)
+    with meeting() as place, MPMS(meet_here, processes=2, threads=1) as pool:
+        for word in range(2):
+            pool.put(word, place.address)
+        asked = {guest.pid: guest for guest in place.arrivals(2)}
+        assert [worker.pid for worker in stacks_of_process(os.getpid())] == sorted(asked.keys() - set(dead))
+        for pid in asked.keys() - set(dead):
+            asked[pid].release()
+        pool.close()
+        assert [type(result) for _, result in pool.iter_results() if not isinstance(result, int)] == [WorkerCrashed]
 
 
 def test_mpms_stack_of_nested_pools_asks_each_one_for_its_own_and_harms_nobody() -> None:

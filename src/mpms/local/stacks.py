@@ -94,7 +94,10 @@ def stacks_of_process(pid: int) -> list[WorkerStacks]:
     for inode, (name, path) in wanted.items():
         # A worker that has a pool itself holds the files of that one too. Who they are about was born after it.
         if holders[inode]:
-            found.append(_stacks_of_worker(max(holders[inode], key=_birth), name, path))
+            try:
+                found.append(_stacks_of_worker(max(holders[inode], key=_birth), name, path))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended since it was found
     return sorted(found, key=lambda worker: worker.pid)
 
 
