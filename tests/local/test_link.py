@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from mpms.local.functions import Shipped
 from mpms.local.link import Link, Offer, Parcel, open_link
 from mpms.wire.board import Board, board_size
 from mpms.wire.files import FILED, MemoryFile, send_file
-from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode, message_of
-from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK
+from mpms.wire.frames import HEADER, Decoder, Marked, Message, encode
+from mpms.wire.messages import FORGET, FUNCTION, RECALL, RETURNED, SELECT, TASK, TASKS
 from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import Shelf
+from mpms.worker.outbox import Outbox
 
 from ..wire.single import single
 
@@ -112,6 +114,31 @@ def test_bytes_arrive_behind_their_mark(pair: Pair) -> None:
     content = os.urandom(100_000)
     link.send_tasks([(1, (b"small", None)), (2, (Marked(b"mark", content), None)), (3, (b"small", None))])
     assert peer.read() == [(TASK, 1, b"small"), (TASK, 2, b"mark" + content), (TASK, 3, b"small")]
+
+
+def test_what_is_small_goes_in_one_message_with_where_the_rest_is_and_in_order(pair: Pair) -> None:
+    link, peer = pair
+    contents = [os.urandom(size) for size in (10, 60_000, 20, 1_000_000, 30_000, 5_000, 70_000, 30)]
+    link.send_tasks([plain(seq, content) for seq, content in enumerate(contents, 1)])
+    messages, _ = peer._receiver.read()
+    while len(list(single(messages))) < len(contents):
+        messages += peer._receiver.read()[0]
+    assert [(seq, bytes(data)) for _, seq, data in single(messages)] == list(enumerate(contents, 1))
+    if peer._memory.down is not None and sys.platform == "linux":
+        assert [(kind, seq) for kind, seq, _ in messages] == [(TASKS, 1), (TASK, 6), (TASKS, 7)]
+
+
+def test_where_the_ring_has_no_room_it_goes_by_the_socket(pair: Pair) -> None:
+    link, peer = pair
+    contents = [os.urandom(700_000) for _ in range(8)]  # 4 MiB have room for five
+    link.send_tasks([plain(seq, content) for seq, content in enumerate(contents, 1)])
+    got = list[Message]()
+    while len(got) < len(contents):
+        got += peer.read()
+        link.flush()
+    assert got == [(TASK, seq, content) for seq, content in enumerate(contents, 1)]
+    link.send_tasks([plain(9, contents[0])])
+    assert peer.read() == [(TASK, 9, contents[0])]
 
 
 def test_the_weight_of_the_tasks_that_were_sent_last_is_what_each_has_to_be_copied(pair: Pair) -> None:
@@ -277,11 +304,12 @@ def test_the_end_of_the_stream_is_seen_after_all_that_was_said(pair: Pair) -> No
 def test_what_a_worker_has_left_in_its_ring_is_heard_after_its_end(pair: Pair) -> None:
     link, peer = pair
     contents = [os.urandom(40_000), os.urandom(50_000)]
-    ring = peer._memory.up
+    box = Outbox(peer.sock, lambda: None, peer._memory.up)
     for seq, content in enumerate(contents):
-        peer.sock.sendall(b"".join((message_of if ring is None else ring.message_of)(RETURNED, seq, content)))
+        box.add_result(seq, RETURNED, content)
+        box.flush()
     peer.end()
-    assert link.drain() == [(RETURNED, 0, contents[0]), (RETURNED, 1, contents[1])]
+    assert list(single(link.drain())) == [(RETURNED, 0, contents[0]), (RETURNED, 1, contents[1])]
     assert link.lost
 
 

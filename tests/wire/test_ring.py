@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import pickle
 import random
 import socket
-import struct
 import sys
 import tempfile
 from collections import deque
@@ -22,14 +22,42 @@ from hypothesis import strategies as st
 
 from mpms.wire import ring
 from mpms.wire.board import RINGS_SIZE, Board, board_size, threads_of
-from mpms.wire.frames import HEADER, Marked, Message, encode
+from mpms.wire.frames import Marked, encode
+from mpms.wire.messages import (
+    BYTES,
+    PLAIN,
+    RAISED,
+    RESULTS,
+    RETRY,
+    RETURNED,
+    TASKS,
+    pack_results,
+    pack_tasks,
+    unpack_results,
+    unpack_tasks,
+)
 from mpms.wire.pickling import load
 from mpms.wire.receiver import Receiver
-from mpms.wire.ring import LEAST, RING_SIZE, RINGED, Ring
+from mpms.wire.ring import AS_IT_IS, LEAST, RING_SIZE, RINGED, Place, Ring
 
 ROOM = RING_SIZE - mmap.PAGESIZE
 START = 3 * mmap.PAGESIZE
-KIND, NUMBER = 7, 2**40
+
+ran: list[int] = []
+
+
+def run() -> None:
+    ran.append(1)
+
+
+class Runs:
+    """Code of somebody's, if it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return run, ()
+
+
+EVIL = pickle.dumps(((1,), (2,), (Runs(),)))
 
 needs_populate = pytest.mark.skipif(sys.platform != "linux", reason="there it goes with the messages")
 
@@ -42,20 +70,14 @@ class Sides:
             file.truncate(START + RING_SIZE)
             self._memories = [mmap.mmap(file.fileno(), START + RING_SIZE) for _ in range(2)]
         self.writer, self.reader = (Ring(memory, START) for memory in self._memories)
-        self.sent: deque[tuple[bytes, bytes]] = deque()  # places, and what should be there
+        self.sent: deque[tuple[Place, bytes]] = deque()  # and what should be there
 
     def put(self, content: bytes) -> bool:
         """Whether it is in the ring."""
-        message = b"".join(self.writer.message_of(KIND, NUMBER, content))
-        kind, number, length = HEADER.unpack_from(message)
-        rest = message[HEADER.size :]
-        assert (number, length) == (NUMBER, len(rest))
-        if not kind & RINGED:
-            assert (kind, rest) == (KIND, content)
-            return False
-        assert kind == KIND | RINGED
-        self.sent.append((rest, content))
-        return True
+        place = self.writer.put(content)
+        if place is not None:
+            self.sent.append((place, content))
+        return place is not None
 
     def get(self) -> None:
         place, content = self.sent.popleft()
@@ -102,7 +124,7 @@ def test_all_that_is_put_is_gotten_in_order(sizes: list[int], chance: random.Ran
                 sides.get()
             if sides.put(content(size, seed)):
                 assert size >= LEAST
-                place = struct.unpack("<QQQ", sides.sent[-1][0])[0] % ROOM
+                place = sides.sent[-1][0][0] % ROOM
                 laps += place <= last
                 last = place
                 waiting = max(waiting, len(sides.sent))
@@ -169,11 +191,21 @@ def test_one_at_a_time_needs_the_memory_of_one(sides: Sides) -> None:
 def test_bytes_behind_a_mark_come_as_they_went(sides: Sides) -> None:
     for seed in range(100):
         data, mark = content(LEAST + seed, seed), b"mark" * (1 + seed)
-        [message] = sides.writer.message_of(KIND, NUMBER, Marked(mark, data))
-        got = sides.reader.get(message[HEADER.size :])
+        place = sides.writer.put(Marked(mark, data))
+        assert place
+        got = sides.reader.get(place)
         assert isinstance(got, Marked)
         assert (type(got.data), got.mark, got.data) == (bytes, mark, data)
         assert (len(got), bytes(got)) == (len(mark) + len(data), mark + data)
+
+
+@needs_populate
+def test_what_is_pickled_comes_so_that_it_can_be_written_to_and_bytes_as_bytes(sides: Sides) -> None:
+    for mark, kind in ((None, bytearray), (AS_IT_IS, bytes)):
+        place = sides.writer.put(content(LEAST, 1), mark)
+        assert place
+        got = sides.reader.get(place)
+        assert (type(got), got) == (kind, content(LEAST, 1))
 
 
 def test_what_is_small_goes_with_its_message(sides: Sides) -> None:
@@ -228,33 +260,45 @@ def test_a_reader_that_says_nonsense_does_no_harm(sides: Sides, count: int) -> N
     assert not any(sides.others()[0])
 
 
-NOWHERE = [
-    b"",
-    b"x" * 23,
-    b"x" * 25,
-    struct.pack("<QQQ", 0, ROOM + 1, 0),
-    struct.pack("<QQQ", ROOM - 1, 2, 0),
-    struct.pack("<QQQ", ROOM - 1, 2, 1),
-    struct.pack("<QQQ", 2**64 - 64, 100, 0),
-    struct.pack("<QQQ", 2**64 - 1, 1, 0),
-    struct.pack("<QQQ", 0, 2**64 - 1, 0),
-    struct.pack("<QQQ", 0, 100, 101),
-    struct.pack("<QQQ", 0, 100, 2**64 - 1),
+NOWHERE: list[Place] = [
+    [],
+    [0, 100],
+    [0, 100, None, None],
+    [0, ROOM + 1, None],
+    [ROOM - 1, 2, AS_IT_IS],
+    [ROOM - 1, 2, b"mark"],
+    [2**64 - 64, 100, None],
+    [2**64, 1, None],
+    [2**64 - 1, 1, None],
+    [0, -1, None],
+    [-ROOM, 1, None],
+    [0, 2**64 - 1, None],
+    [0.0, 100, None],
+    [0, 100.0, None],
+    [b"0", 100, None],
+    [0, "100", None],
+    [0, 100, "mark"],
+    [0, 100, 4],
 ]
 
 
 @pytest.mark.parametrize("place", NOWHERE)
-def test_a_place_that_is_none_is_refused(sides: Sides, place: bytes) -> None:
-    with pytest.raises((ValueError, struct.error)):
+def test_a_place_that_is_none_is_refused(sides: Sides, place: Place) -> None:
+    with pytest.raises((ValueError, TypeError, OverflowError)):
         sides.reader.get(place)
 
 
 # On a socket
 
 
-def said(receiver: Receiver) -> list[Message]:
-    messages, _ = receiver.read()
-    return [(kind, number, bytes(payload)) for kind, number, payload in messages]
+def tasks(number: int, payloads: list[Any]) -> bytes:
+    """A batch of them."""
+    return encode(TASKS | RINGED, number, pack_tasks(payloads))
+
+
+def results(payloads: list[Any], kinds: list[int]) -> bytes:
+    batch = [(7 + at, kind, payload) for at, (kind, payload) in enumerate(zip(kinds, payloads, strict=True))]
+    return encode(RESULTS | RINGED, len(batch), pack_results(batch))
 
 
 @pytest.fixture
@@ -265,18 +309,43 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @needs_populate
-def test_messages_come_in_their_order_wherever_their_payloads_are(
+def test_payloads_come_in_their_order_wherever_they_are(
     sides: Sides, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     ours, theirs = pair
-    large = [content(LEAST + number, number) for number in range(3)]
-    messages = [encode(1, 1, b"small"), *sides.writer.message_of(2, 2, large[0]), *sides.writer.message_of(3, 3, b"-")]
-    messages += [*sides.writer.message_of(4, 4, large[1]), *sides.writer.message_of(5, 5, large[2]), encode(6)]
-    ours.sendall(b"".join(messages))
+    large = [content(LEAST + number, number) for number in range(4)]
+    there = [sides.writer.put(one) for one in large]
+    assert all(there)
+    ours.sendall(
+        encode(1, 1, b"small")
+        + tasks(2, [there[0], b"pickled", ("plain", 2), there[1]])
+        + encode(6)
+        + results([there[2], 5, there[3]], [RAISED, PLAIN, RETURNED])
+    )
     receiver = Receiver(theirs, sides.reader)
-    expected = [(1, 1, b"small"), (2, 2, large[0]), (3, 3, b"-"), (4, 4, large[1]), (5, 5, large[2]), (6, 0, b"")]
-    assert said(receiver) == expected
+    messages, _ = receiver.read()
     assert receiver.broken is None
+    assert messages == [
+        (1, 1, b"small"),
+        (TASKS, 2, [large[0], b"pickled", ("plain", 2), large[1]]),
+        (6, 0, b""),
+        (RESULTS, 3, ((7, 8, 9), (RAISED, PLAIN, RETURNED), [large[2], 5, large[3]])),
+    ]
+    assert unpack_tasks(messages[1][2]) is messages[1][2]
+    assert unpack_results(messages[3][2]) is messages[3][2]
+
+
+def lacking(ring: Ring, content: bytes) -> Callable[[Place], bytes | Marked]:
+    """Its ``get``, in a process that has no memory for that."""
+    get = ring.get
+
+    def short_of_memory(place: Place) -> bytes | Marked:
+        data = get(place)
+        if data == content:
+            raise MemoryError
+        return data
+
+    return short_of_memory
 
 
 @needs_populate
@@ -285,43 +354,63 @@ def test_without_memory_for_one_it_is_told_when_it_is_loaded_and_the_next_one_ar
 ) -> None:
     ours, theirs = pair
     contents = [content(LEAST + number, number) for number in range(3)]
-    for number, one in enumerate(contents):
-        ours.sendall(b"".join(sides.writer.message_of(KIND, number, one)))
-    get = sides.reader.get
-
-    def short_of_memory(place: bytes) -> bytes | Marked:
-        data = get(place)
-        if data == contents[1]:
-            raise MemoryError
-        return data
-
-    monkeypatch.setattr(sides.reader, "get", short_of_memory)
+    ours.sendall(tasks(1, [sides.writer.put(one) for one in contents]))
+    monkeypatch.setattr(sides.reader, "get", lacking(sides.reader, contents[1]))
     receiver = Receiver(theirs, sides.reader)
-    first, second, third = said(receiver)
-    assert (first, third) == ((KIND, 0, contents[0]), (KIND, 2, contents[2]))
-    assert second[:2] == (KIND, 1)
+    [(_, _, (first, second, third))], _ = receiver.read()
+    assert (first, third) == (contents[0], contents[2])
     with pytest.raises(MemoryError, match="no memory for the payload"):
-        load(second[2])
+        load(second)
     assert receiver.broken is None
 
 
-@pytest.mark.parametrize("place", NOWHERE)
-def test_after_a_place_that_is_none_nothing_is_believed(
-    sides: Sides, pair: tuple[socket.socket, socket.socket], place: bytes
+@needs_populate
+def test_without_memory_for_bytes_that_are_a_value_they_are_none(
+    sides: Sides, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = pair
-    ours.sendall(encode(1, 1, b"before") + encode(2 | RINGED, 2, place) + encode(3, 3, b"after"))
+    contents = [content(LEAST + number, number) for number in range(3)]
+    sent = [BYTES, BYTES, RETRY]
+    ours.sendall(results([sides.writer.put(one, AS_IT_IS) for one in contents], sent))
+    get = lacking(sides.reader, contents[1])
+    monkeypatch.setattr(sides.reader, "get", get)
     receiver = Receiver(theirs, sides.reader)
-    assert said(receiver) == [(1, 1, b"before")]
+    [(_, _, (seqs, kinds, payloads))], _ = receiver.read()
+    assert (seqs, kinds) == ((7, 8, 9), (BYTES, RETURNED, RETRY))
+    assert (payloads[0], payloads[2]) == (contents[0], contents[2])
+    with pytest.raises(MemoryError, match="no memory for the payload"):
+        load(payloads[1])
+    assert receiver.broken is None
+
+
+@pytest.mark.parametrize("batch", [tasks, lambda number, payloads: results(payloads, [RETURNED] * len(payloads))])
+@pytest.mark.parametrize("place", NOWHERE)
+def test_after_a_place_that_is_none_nothing_is_believed(
+    sides: Sides, pair: tuple[socket.socket, socket.socket], place: Place, batch: Callable[[int, list[Any]], bytes]
+) -> None:
+    ours, theirs = pair
+    ours.sendall(encode(1, 1, b"before") + batch(2, [b"", place]) + encode(3, 3, b"after"))
+    receiver = Receiver(theirs, sides.reader)
+    assert receiver.read()[0] == [(1, 1, b"before")]
     assert receiver.broken is not None
     assert receiver.broken.errno == errno.EBADMSG
 
 
+@pytest.mark.parametrize("data", [b"", b"nonsense", pickle.dumps(5), pickle.dumps(((1,), (2, 3), (4,))), EVIL])
+def test_nor_after_a_batch_that_is_none(sides: Sides, pair: tuple[socket.socket, socket.socket], data: bytes) -> None:
+    ours, theirs = pair
+    ours.sendall(encode(RESULTS | RINGED, 2, data) + encode(3, 3, b"after"))
+    receiver = Receiver(theirs, sides.reader)
+    assert receiver.read()[0] == []
+    assert receiver.broken is not None
+    assert not ran
+
+
 def test_nor_after_a_place_where_there_is_no_ring(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    ours.sendall(encode(2 | RINGED, 2, struct.pack("<QQQ", 0, 1, 0)))
+    ours.sendall(tasks(2, [[0, 1, None]]))
     receiver = Receiver(theirs)
-    assert said(receiver) == []
+    assert receiver.read()[0] == []
     assert receiver.broken is not None
 
 
@@ -349,8 +438,10 @@ def test_two_rings_behind_a_board_are_apart(threads: int) -> None:
         for seed in range(50):
             for writer, reader in ((parent.down, worker.down), (worker.up, parent.up)):
                 data = content(100_000, seed)
-                [message, *rest] = writer.message_of(KIND, NUMBER, data)
-                got.append((data, rest[0] if rest else reader.get(message[HEADER.size :])))
+                place = writer.put(data)
+                if place is not None:
+                    got.append((data, bytes(reader.get(place))))
+        assert len(got) == (100 if sys.platform == "linux" else 0)
         assert all(sent == received for sent, received in got)
         assert [slot.seq for slot in parent.running()] == [2**64 - 1 - seq for seq in range(threads)]
     finally:
@@ -386,15 +477,15 @@ def test_another_process_that_reads_meanwhile_gets_all_of_it(pair: tuple[socket.
     try:
         for number, size in enumerate(sizes):
             data = block[number : number + size]
-            parts = parent.down.message_of(KIND, number, data)
-            assert (len(parts) == 1) == (size >= LEAST)
-            ours.sendall(b"".join(parts))
+            place = parent.down.put(data)
+            assert (place is not None) == (size >= LEAST)
+            ours.sendall(tasks(number, [place or data]))
             sent.append(data)
             while len(sent) > (8 if number < count - 1 else 0):  # for which there is always room, so nobody is blocked
                 messages, goes_on = receiver.read()
                 assert goes_on is not None
-                for kind, answered, payload in messages:
-                    assert (kind, answered) == (KIND, got)
+                for _, _, ((answered,), _, (payload,)) in messages:
+                    assert answered == got
                     assert payload == sent.popleft()
                     got += 1
     finally:
@@ -414,8 +505,9 @@ def _echo(ours: socket.socket, theirs: socket.socket, worker: Board, count: int)
             messages, goes_on = receiver.read()
             if goes_on is None:
                 return 2
-            for kind, number, payload in messages:
-                theirs.sendall(b"".join(worker.up.message_of(kind, number, bytes(payload))))
+            for _, number, [payload] in messages:
+                batch = [(number, RETURNED, worker.up.put(payload) or payload)]
+                theirs.sendall(encode(RESULTS | RINGED, 1, pack_results(batch)))
                 echoed += 1
     except BaseException:
         return 1
@@ -444,7 +536,7 @@ def test_what_is_not_used_takes_no_memory() -> None:
     try:
         assert resident(smaps, ours) <= mmap.PAGESIZE
         assert board.down
-        board.down.message_of(KIND, NUMBER, content(100_000, 1))
+        board.down.put(content(100_000, 1))
         assert 100_000 < resident(smaps, ours) <= (1 << 18) + 4 * mmap.PAGESIZE
     finally:
         board.close()

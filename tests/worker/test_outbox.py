@@ -7,6 +7,8 @@ import os
 import pickle
 import random
 import socket
+import sys
+import tempfile
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -17,8 +19,10 @@ from typing import Any
 import pytest
 
 from mpms.testing import FakeClock
+from mpms.wire.board import RINGS_SIZE, Board, board_size
 from mpms.wire.frames import Decoder, Marked, Message, encode
-from mpms.wire.messages import DUE, PLAIN, RAISED, RESULTS, RETURNED, SMALL, Result, unpack_results
+from mpms.wire.messages import BYTES, DUE, PLAIN, RAISED, RESULTS, RETURNED, SMALL, Result, unpack_results
+from mpms.wire.pickling import load
 from mpms.wire.receiver import Receiver
 from mpms.wire.shelf import Shelf
 from mpms.worker import ends, outbox
@@ -27,6 +31,8 @@ from mpms.worker.outbox import LINGER, Outbox
 from ..wire.single import single
 from .conftest import Ends
 from .stage import Watched
+
+needs_populate = pytest.mark.skipif(sys.platform != "linux", reason="there is no ring there")
 
 
 class Reader(threading.Thread):
@@ -298,6 +304,21 @@ def test_a_result_that_comes_soon_waits_for_company_and_the_main_thread_hears_of
     assert (lingering.taken, lingering.woken) == ([b"abc"], 1)
 
 
+def test_the_first_result_of_what_was_just_heard_waits_for_company_too(lingering: Lingering) -> None:
+    box = lingering.box
+    lingering.clock.advance(100 * LINGER)
+    box.heard()
+    box.add_result(1, RETURNED, b"a")
+    box.flush_if_due()
+    assert (lingering.taken, lingering.woken) == ([], 1)
+    lingering.clock.advance(LINGER / 2)
+    box.heard()  # by which it doesn't wait longer
+    lingering.clock.advance(LINGER / 2 + 1e-9)
+    box.add_result(1, RETURNED, b"b")
+    box.flush_if_due()
+    assert lingering.taken == [b"ab"]
+
+
 def test_the_main_thread_sends_what_a_thread_left_behind(lingering: Lingering) -> None:
     box = lingering.box
     box.add_result(1, RETURNED, b"left behind")
@@ -399,6 +420,88 @@ def test_results_for_which_there_is_no_memory_now_are_sent_later(
             box.flush()
     box.flush()
     assert list(single(Decoder().feed(ours.recv(1 << 16)))) == sent
+
+
+# By the ring
+
+
+@pytest.fixture
+def rings(pair: tuple[socket.socket, socket.socket]) -> Iterator[tuple[Board, Board]]:
+    """The worker's and the parent's view of the memory that they share."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(board_size(1) + RINGS_SIZE)
+        boards = Board(file.fileno(), 1), Board(file.fileno(), 1)
+    yield boards
+    for board in boards:
+        board.close()
+
+
+@needs_populate
+def test_what_is_in_the_ring_goes_in_the_batch_with_the_rest(
+    pair: tuple[socket.socket, socket.socket], rings: tuple[Board, Board]
+) -> None:
+    theirs, ours = pair
+    worker, parent = rings
+    box = Outbox(theirs, _never, worker.up)
+    value, pickled = os.urandom(60_000), os.urandom(50_000)
+    sent: list[Result] = [(1, PLAIN, 5), (2, BYTES, value), (3, RETURNED, pickled), (4, RAISED, b"small")]
+    sent.append((5, RETURNED, Marked(b"mark", value)))
+    for result in sent:
+        box.add_result(*result)
+    box.flush()
+    [(kind, count, (seqs, kinds, payloads))], _ = Receiver(ours, parent.up).read()
+    assert (kind, count) == (RESULTS, 5)
+    got = dict(zip(seqs, zip(kinds, payloads, strict=True), strict=True))
+    assert bytes(got.pop(5)[1]) == b"mark" + value
+    assert got == {seq: (kind, payload) for seq, kind, payload in sent[:4]}
+    assert (type(got[2][1]), type(got[3][1])) == (bytes, bytearray)
+    box.add_result(6, BYTES, value)
+    box.flush()
+    assert Receiver(ours, parent.up).read()[0] == [(RESULTS, 1, ((6,), (BYTES,), [value]))]
+
+
+@pytest.mark.parametrize("has_ring", [True, False])
+def test_large_values_for_which_the_ring_has_no_room_arrive_all_the_same(
+    pair: tuple[socket.socket, socket.socket], rings: tuple[Board, Board], has_ring: bool
+) -> None:
+    theirs, ours = pair
+    worker, parent = rings
+    box = Outbox(theirs, _never, worker.up if has_ring else None)
+    values = [os.urandom(size) for size in (SMALL + 1, 600_000, 600_000, 600_000, 600_000, 600_000, 600_000, 600_000)]
+    for seq, value in enumerate(values):
+        box.add_result(seq, BYTES, value)
+    sender = threading.Thread(target=box.flush, daemon=True)
+    sender.start()
+    receiver = Receiver(ours, parent.up)
+    got = dict[int, Any]()
+    while len(got) < len(values):
+        for kind, seq, payload in single(receiver.read()[0]):
+            got[seq] = payload if kind == BYTES else load(payload)
+    sender.join(60)
+    assert got == dict(enumerate(values))
+    assert {type(value) for value in got.values()} == {bytes}
+
+
+@needs_populate
+def test_what_was_put_in_the_ring_and_not_told_of_is_put_there_again(
+    pair: tuple[socket.socket, socket.socket], rings: tuple[Board, Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: list[Result]) -> bytes:
+        raise MemoryError
+
+    theirs, ours = pair
+    worker, parent = rings
+    box = Outbox(theirs, _never, worker.up)
+    receiver = Receiver(ours, parent.up)
+    for turn in range(20):  # more than there is room for, if what was lost were never free again
+        value = os.urandom(700_000)
+        box.add_result(turn, BYTES, value)
+        with monkeypatch.context() as patched:
+            patched.setattr(outbox, "pack_results", no_memory)
+            with pytest.raises(MemoryError):
+                box.flush()
+        box.flush()
+        assert receiver.read()[0] == [(RESULTS, 1, ((turn,), (BYTES,), [value]))]
 
 
 # Ends

@@ -19,11 +19,11 @@ from mpms import RemoteWorkerError, WorkerGracefulDie
 from mpms.wire import chunks
 from mpms.wire.chunks import Each
 from mpms.wire.failures import load_error
-from mpms.wire.frames import Message, encode
+from mpms.wire.frames import Decoder, Message, encode
 from mpms.wire.lookout import LookOut
-from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RETURNED, SELECT, START_FAILED, TASK
+from mpms.wire.messages import DUE, DYING, GIVEN_BACK, RAISED, RESULTS, RETURNED, SELECT, START_FAILED, TASK
 from mpms.wire.pickling import dump_call, load
-from mpms.worker import ends
+from mpms.worker import ends, outbox
 
 from .conftest import Ends
 from .stage import PATIENCE, Held, NewStage, Watched, values
@@ -50,6 +50,18 @@ def test_tasks_are_taken_first_in_first_out(stage: NewStage) -> None:
     got = slots.collect(RETURNED, 39)
     assert [seq for _, seq, _ in got] == list(range(1, 40))
     assert seen == list(range(1, 40))
+
+
+def test_tasks_of_no_time_that_came_together_are_answered_together(
+    stage: NewStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "LINGER", PATIENCE)
+    it = stage(lambda number: number).ready().at_rest()
+    it.slots._outbox._sent_at = -PATIENCE  # nothing was sent for long
+    it.send(1, 2, 3)
+    assert select.select([it._ours], [], [], PATIENCE)[0]
+    [(kind, count, _)] = Decoder().feed(it._ours.recv(1 << 16))
+    assert (kind, count) == (RESULTS, 3)
 
 
 def test_several_threads_share_a_frame_and_the_watermark_is_exact(stage: NewStage) -> None:

@@ -29,7 +29,7 @@ from ..local.shipment import Shipment
 from ..outcome import Broken, Cancelled, Failure, Outcome, Raised
 from ..typed import Any
 from ..wire.failures import dump_error
-from ..wire.messages import PLAIN, RETURNED, Job
+from ..wire.messages import OPEN, RETURNED, Job
 from ..wire.pickling import dump
 from .guard import claim_op, post_op
 from .messages import ARGUMENTS, Answer, Figures, GivenBack, Parcel, Sealed, parcel_from
@@ -317,9 +317,9 @@ class _Unopened(Delivery):
     """Hands results on as they came, and leaves room for the arguments in what is told of a task."""
 
     def put_results(self, results: Results) -> None:
-        # Plain ones as the others: the client opens all of them in one way.
+        # Those that are open as the others: the client opens all of them in one way.
         super().put_results(
-            [(task, (RETURNED, dump(data)) if kind == PLAIN else (kind, data)) for task, (kind, data) in results]
+            [(task, (RETURNED, dump(data)) if kind in OPEN else (kind, data)) for task, (kind, data) in results]
         )
 
     def opened(self, kind: int, data: Any) -> tuple[Any, Failure | None]:

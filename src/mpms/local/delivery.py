@@ -16,7 +16,7 @@ from ..ids import TaskId
 from ..outcome import Failure, Outcome, Raised, Returned
 from ..typed import Any, TypeAlias, cast
 from ..wire.failures import load_error, said
-from ..wire.messages import PLAIN, RETURNED, SMALL
+from ..wire.messages import BYTES, OPEN, PLAIN, RETURNED, SMALL
 from ..wire.pickling import load
 from .evidence import Who
 from .records import ARGUMENTS, Record, shown
@@ -98,7 +98,8 @@ class Delivery:
         for task, (kind, data) in results:
             value, failure = data, None
             if kind != PLAIN:
-                value, failure = self.opened(kind, data)
+                if kind != BYTES:
+                    value, failure = self.opened(kind, data)
                 size = len(data)
                 if size > SMALL:
                     self.bytes += size
@@ -153,7 +154,7 @@ class Delivery:
 
     def open(self, kind: int, data: Any) -> Outcome:
         """The outcome that a worker has sent."""
-        value, failure = (data, None) if kind == PLAIN else self.opened(kind, data)
+        value, failure = (data, None) if kind in OPEN else self.opened(kind, data)
         return failure or Returned(value)
 
     def unopened(self, kind: int, data: Any) -> Unopened:
@@ -183,7 +184,7 @@ class _Returning:
         self._delivery = delivery
 
     def load(self) -> object:
-        return self._data if self._kind == PLAIN else load(self._data)
+        return self._data if self._kind in OPEN else load(self._data)
 
     def open(self) -> Outcome:
         return self._delivery.open(self._kind, self._data)

@@ -19,6 +19,7 @@ from ..wire.files import MemoryFile, send_file
 from ..wire.frames import Message, encode, message_of
 from ..wire.messages import FORGET, FUNCTION, SELECT, SMALL, TASK, TASKS, Plain, pack_task, pack_tasks
 from ..wire.receiver import Receiver
+from ..wire.ring import RINGED, Place
 from . import descriptors, evidence
 from .functions import Shipped
 from .memory import anonymous_file
@@ -123,7 +124,8 @@ class Link:
         self._control = control
         self._board = board
         self._stacks = stacks
-        self._message_of = message_of if board.down is None else board.down.message_of
+        self._ring = board.down
+        self._is_ringed = False  # some payloads of the batch that is being made are in the ring
         self._receiver = Receiver(data, board.up)
         self.weight = 0
         """Bytes of a payload, on the average, of the tasks that were sent last; 0 if they are small, or in files."""
@@ -141,8 +143,9 @@ class Link:
     def send_tasks(self, tasks: Sequence[tuple[int, Parcel]]) -> None:
         """Send, or keep what doesn't fit for :meth:`flush`. The numbers follow one another."""
         parts: list[bytes] = []
-        small: list[bytes | Plain] = []
+        small: list[bytes | Plain | Place] = []
         weight = 0
+        ring = self._ring
         for seq, parcel in tasks:
             payload = parcel[0]
             if payload is None:
@@ -153,6 +156,10 @@ class Link:
             size = len(payload)
             if size <= SMALL:
                 small.append(payload)
+            elif ring is not None and not isinstance(payload, MemoryFile) and (place := ring.put(payload)) is not None:
+                weight += size
+                small.append(place)
+                self._is_ringed = True
             else:
                 self._pack(small, seq, parts)
                 if isinstance(payload, MemoryFile):
@@ -160,7 +167,7 @@ class Link:
                     self._out.append(_Filed(seq, payload))
                 else:
                     weight += size
-                    parts += self._message_of(TASK, seq, payload)
+                    parts += message_of(TASK, seq, payload)
         self.weight = weight // len(tasks)
         if small:
             self._pack(small, tasks[-1][0] + 1, parts)
@@ -188,9 +195,12 @@ class Link:
             self._out.append(memoryview(b"".join(parts)))
         parts.clear()
 
-    def _pack(self, payloads: list[bytes | Plain], following: int, parts: list[bytes]) -> None:
+    def _pack(self, payloads: list[bytes | Plain | Place], following: int, parts: list[bytes]) -> None:
         """Those of the dispatches right before ``following``."""
-        if len(payloads) == 1:
+        if self._is_ringed:
+            self._is_ringed = False
+            parts.append(encode(TASKS | RINGED, following - len(payloads), pack_tasks(payloads)))
+        elif len(payloads) == 1:
             parts.append(encode(TASK, following - 1, pack_task(payloads[0])))
         elif payloads:
             parts.append(encode(TASKS, following - len(payloads), pack_tasks(payloads)))

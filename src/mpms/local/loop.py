@@ -286,7 +286,7 @@ class Loop:
                 try:
                     finished, kinds, payloads = wire.unpack_results(payload)
                     self._results.update(zip(finished, zip(kinds, payloads)))  # noqa: B905  (one is as long as another)
-                    values = kinds.count(wire.PLAIN) + kinds.count(wire.RETURNED)
+                    values = kinds.count(wire.PLAIN) + kinds.count(wire.RETURNED) + kinds.count(wire.BYTES)
                 except Exception:  # its memory was overwritten: nothing that it says can be believed
                     self._host.say(logging.ERROR, "mpms %s (pid %s) sends nonsense, and is killed", link.name, link.pid)
                     self._events.append(LinkLost(worker))

@@ -13,7 +13,7 @@ import io
 import pickle
 import signal
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..record import Record
 from ..typed import Any, TypeAlias
@@ -23,6 +23,7 @@ __all__ = [
     "ASK_SIGNAL",
     "BEAR",
     "BORN",
+    "BYTES",
     "DUE",
     "DUMP",
     "DUMP_SIGNAL",
@@ -39,6 +40,7 @@ __all__ = [
     "LOAD_FAILED",
     "LOG",
     "LOGS_DROPPED",
+    "OPEN",
     "PLAIN",
     "RAISED",
     "READY",
@@ -79,6 +81,7 @@ INTERRUPT = 12  # number: dispatch; payload: LIMIT
 
 RETURNED = 20  # number: dispatch; payload: the pickled value
 PLAIN = 24  # as RETURNED, of a plain value, that is the payload itself; in RESULTS only
+BYTES = 25  # as RETURNED, of large bytes, that are the payload itself; in RESULTS only, and by the ring
 RAISED = 21  # number: dispatch; payload: the pickled (exception, traceback as text)
 RETRY = 22  # as RAISED, of an error that asks for another attempt
 RESULTS = 23  # number: how many; payload: see pack_results
@@ -122,31 +125,35 @@ EXIT = struct.Struct("<qq")  # exit code as in multiprocessing (-9: killed by si
 SMALL = 1 << 12
 """Up to so many bytes a payload goes with others in one message; a larger one in one of its own, for it is copied."""
 
-VALUES = (RETURNED, PLAIN)
+OPEN = (PLAIN, BYTES)
+"""Kinds of results whose payload is the value itself."""
+
+VALUES = (RETURNED, *OPEN)
 
 Plain: TypeAlias = tuple[Any, ...]
 """The arguments of a call, if all of them are plain: see ``wire.plain``."""
 
 Result: TypeAlias = tuple[int, int, Any]
-"""Dispatch, kind (RETURNED, PLAIN, RAISED, RETRY), payload."""
+"""Dispatch, kind (RETURNED, PLAIN, BYTES, RAISED, RETRY), payload."""
 
 # Lists of numbers, bytes and plain values go through pickle. Measured, for each of 50 small payloads: 40 ns to pack and
 # 45 to unpack, where a header for each takes 130 and 320, and arrays of lengths 65 and 135. Nothing else is in it, so
 # no code of anybody's runs when it is loaded; and none does when a worker has lost its mind.
 
 
-def pack_task(payload: bytes | Plain) -> bytes:
+def pack_task(payload: Any) -> bytes:
     """The payload of a task that goes alone."""
-    return pickle.dumps(payload, 5) if type(payload) is tuple else payload  # type: ignore[return-value]
+    return pickle.dumps(payload, 5) if type(payload) is tuple else payload
 
 
-def pack_tasks(payloads: list[bytes | Plain]) -> bytes:
-    """The payloads of tasks whose dispatches follow one another."""
+def pack_tasks(payloads: Sequence[Any]) -> bytes:
+    """The payloads of tasks whose dispatches follow one another, or where they are in the ring."""
     return pickle.dumps(payloads, 5)
 
 
-def unpack_tasks(data: bytes) -> list[bytes | Plain]:
-    payloads: list[bytes | Plain] = pickle.loads(data)
+def unpack_tasks(data: Any) -> list[Any]:
+    """A batch that is unpacked already is returned as it is."""
+    payloads: list[Any] = data if type(data) is list else pickle.loads(data)
     return payloads
 
 
@@ -154,8 +161,11 @@ def pack_results(results: list[Result]) -> bytes:
     return pickle.dumps(tuple(zip(*results, strict=True)), 5)
 
 
-def unpack_results(data: bytes) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]:
-    """The dispatches, their kinds, their payloads. Raises anything for what :func:`pack_results` has not made."""
+def unpack_results(data: Any) -> tuple[tuple[int, ...], tuple[int, ...], Sequence[Any]]:
+    """The dispatches, their kinds, their payloads. Raises anything for what :func:`pack_results` has not made. A batch
+    that is unpacked already is returned as it is."""
+    if type(data) is tuple:
+        return data
     columns: tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]] = _Unpickler(io.BytesIO(data)).load()
     seqs, kinds, payloads = columns
     if not len(seqs) == len(kinds) == len(payloads):

@@ -7,13 +7,13 @@ import errno
 import os
 import pickle
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ..typed import NoReturn, cast
+from ..typed import Any, NoReturn, cast
 from .files import FILED, SIZE, map_file
-from .frames import READ, READ_MOST, Decoder, Marked, Message
+from .frames import READ, READ_MOST, Decoder, Message
+from .messages import BYTES, RETURNED, TASKS, unpack_results, unpack_tasks
 from .ring import RINGED, Ring
 
 __all__ = ["Receiver"]
@@ -72,13 +72,13 @@ class Receiver:
         for kind, number, payload in messages:
             if kind >= FILED:
                 try:
-                    payload = self._of_ring(payload) if kind & RINGED else self._of_file(payload)
-                except (IndexError, OSError, ValueError, struct.error) as error:  # the sender may have lost its mind
-                    self.broken = self.broken or OSError(errno.EBADMSG, f"a payload can't be had: {error}")
-                    return
+                    payload = self._of_ring(kind, payload) if kind & RINGED else self._of_file(payload)
                 except MemoryError:
                     # This process may have no more than it has. It is what becomes of that one task, when it is loaded.
-                    payload = cast(bytes, memoryview(_TOO_LARGE))
+                    payload = memoryview(_TOO_LARGE)
+                except Exception as error:  # the sender may have lost its mind
+                    self.broken = self.broken or OSError(errno.EBADMSG, f"a payload can't be had: {error}")
+                    return
             yield kind & (FILED - 1), number, payload
 
     def _of_file(self, size: bytes) -> bytes:
@@ -88,10 +88,23 @@ class Receiver:
         finally:
             os.close(fd)
 
-    def _of_ring(self, place: bytes) -> bytes | Marked:
+    def _of_ring(self, kind: int, data: bytes) -> Any:
+        """A batch, unpacked, with what is in the ring in its place."""
         if self._ring is None:
             raise ValueError("there is no ring")
-        return self._ring.get(place)
+        seqs, kinds, payloads = ((), (), unpack_tasks(data)) if kind == TASKS | RINGED else unpack_results(data)
+        get = self._ring.get
+        found: list[Any] = []
+        for payload in payloads:
+            if type(payload) is list:
+                try:
+                    payload = get(payload)
+                except MemoryError:  # as above
+                    payload = memoryview(_TOO_LARGE)
+                    if kinds and kinds[len(found)] == BYTES:
+                        kinds = *kinds[: len(found)], RETURNED, *kinds[len(found) + 1 :]
+            found.append(payload)
+        return (seqs, kinds, found) if kinds else found
 
     def close(self) -> None:
         """Of what came and was not read. Not the socket."""

@@ -1,6 +1,6 @@
 """Payloads of middling size, by memory that both processes have: a ring of it for each direction.
 
-    message_of ─▶ ring ── where it is, in a short message on the socket ──▶ get: copied out, and free again
+    put ─▶ ring ── where it is, in a batch on the socket, in place of the payload ──▶ get: copied out, and free again
 
 Bytes behind a mark come as they went, so that who loads them has no more to copy.
 
@@ -14,16 +14,22 @@ Measured beside that, tasks a second with ``bytes`` to a worker and back: 32 KiB
 from __future__ import annotations
 
 import mmap
-import struct
 import sys
 
-from ..typed import cast
-from .frames import HEADER, Marked, message_of
+from ..typed import Any, TypeAlias, cast
+from .frames import Marked
 
-__all__ = ["LEAST", "RINGED", "RING_SIZE", "Ring"]
+__all__ = ["AS_IT_IS", "LEAST", "RINGED", "RING_SIZE", "Place", "Ring"]
 
 RINGED = 0x80
-"""Set in the kind of a message whose payload is in the ring."""
+"""Set in the kind of a batch of which some payloads are in the ring."""
+
+Place: TypeAlias = list[Any]
+"""Where a payload is in the ring: how much was put before it, its size, and its mark; ``None``: it is pickled. No
+payload of a batch is a list but these."""
+
+AS_IT_IS = b""
+"""The mark of bytes that are the value itself."""
 
 LEAST = 1 << 14
 """Bytes from which on a payload goes by the ring. Measured: those of 8 and 16 KiB are as fast either way."""
@@ -37,7 +43,6 @@ RING_SIZE = mmap.PAGESIZE + _ROOM
 
 _STEP = 1 << 18  # bytes of memory that are taken at a time: it takes the system 0.2 ms
 _ALIGNED = 64
-_PLACE = struct.Struct("<QQQ")  # how much was put before it, its size, and that of the mark in front of it, if any
 
 _POPULATE = 23 if sys.platform == "linux" else None
 """``MADV_POPULATE_WRITE``, from Linux 5.14 on."""
@@ -57,22 +62,18 @@ class Ring:
         self._skipped = 0  # up to here nothing waits to be read, whatever the reader has said so far
         self._populated = 0  # bytes of the room that have memory; -1: there is none to be had
 
-    def message_of(self, kind: int, number: int, payload: bytes | Marked) -> tuple[bytes, ...]:
-        """As that of ``frames``; but a payload that finds room is in the ring, and the message says where."""
+    def put(self, payload: bytes | Marked, mark: bytes | None = None) -> Place | None:
+        """Where it is from now on; ``None``: there is no room for it, or it is better sent otherwise."""
+        if type(payload) is Marked:
+            mark, payload = payload.mark, payload.data
         size = len(payload)
         at = self._place_for(size) if size >= LEAST else None
         if at is None:
-            return message_of(kind, number, payload)
+            return None
         place = at % _ROOM
-        end = place + size
-        mark = 0
-        if isinstance(payload, Marked):
-            mark = len(payload.mark)
-            self._room[place : place + mark] = payload.mark
-            payload = payload.data
-        self._room[place + mark : end] = payload
+        self._room[place : place + size] = payload  # type: ignore[assignment]
         self._put = at + size + -size % _ALIGNED
-        return (HEADER.pack(kind | RINGED, number, _PLACE.size) + _PLACE.pack(at, size, mark),)
+        return [at, size, mark]
 
     def _place_for(self, size: int) -> int | None:
         read, at = max(self._read[0], self._skipped), self._put
@@ -101,18 +102,22 @@ class Ring:
                 self._populated += _STEP
         return self._populated >= 0
 
-    def get(self, place: bytes) -> bytes | Marked:
-        """What the message says is there. Raises ``ValueError`` or ``struct.error`` if it can't be."""
-        at, size, mark = _PLACE.unpack(place)
+    def get(self, place: Place) -> bytes | Marked:
+        """What was put there. Raises anything if it can't be."""
+        at, size, mark = place
         begin = at % _ROOM
-        end, middle = begin + size, begin + mark
-        if not middle <= end <= _ROOM:
+        end = begin + size
+        if not begin <= end <= _ROOM:
             raise ValueError("it would end beyond the ring")
         payload: bytes | Marked
-        if mark:
-            payload = Marked(bytes(self._room[begin:middle]), bytes(self._room[middle:end]))
-        else:
+        if mark is None:
             payload = cast(bytes, bytearray(self._room[begin:end]))  # as good as bytes, and an array can have it
+        elif type(mark) is bytes:
+            payload = bytes(self._room[begin:end])
+            if mark:
+                payload = Marked(mark, payload)
+        else:
+            raise ValueError(f"{type(mark).__name__} is no mark")
         self._read[0] = at + size + -size % _ALIGNED
         return payload
 
