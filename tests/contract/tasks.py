@@ -31,6 +31,11 @@ class Number(int):
     pass
 
 
+def give_with_type(value: Any, how: str | None = "") -> Any:
+    """With the name of its type; ``None``: without."""
+    return value if how is None else (value, type(value).__name__)
+
+
 def count_and_show(*args: Any) -> tuple[int, str]:
     return len(args), repr(args)
 

@@ -85,6 +85,22 @@ def test_a_task_does_not_change_the_arguments_of_its_caller(make: Make, settled:
     assert numbers == [1, 2]
 
 
+def test_bytes_of_any_size_are_bytes_there_and_back(make: Make) -> None:
+    engine, sink = make(tasks.give_with_type)
+    sizes = [0, 400, 600, 4_096, 4_097, 16_383, 16_384, 65_536, 300_000, 786_431, 786_432, 2_000_000]
+    given = [bytes([number % 256]) * size for size in sizes for number in range(3)]
+    pairs = {engine.submit((one,), {}): (one, "bytes") for one in given}
+    pairs |= {engine.submit((one, kind), {}): (one, kind) for kind in ("", None) for one in given}
+    finish(engine)
+    outcomes = sink.outcomes()
+    for task, (one, kind) in pairs.items():
+        outcome = outcomes[task]
+        assert isinstance(outcome, Returned)
+        value = outcome.value if kind is None else outcome.value[0]
+        assert (type(value), len(value), value == one) == (bytes, len(one), True)
+        assert kind is None or outcome.value[1] == "bytes"
+
+
 def test_a_value_stays_a_value(settled: Settled) -> None:
     [outcome] = settled(tasks.exception_as_value, ("fine",)).values()
     assert isinstance(outcome, Returned)
