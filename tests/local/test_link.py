@@ -126,6 +126,8 @@ def test_what_is_small_goes_in_one_message_with_where_the_rest_is_and_in_order(p
     assert [(seq, bytes(data)) for _, seq, data in single(messages)] == list(enumerate(contents, 1))
     if peer._memory.down is not None and sys.platform == "linux":
         assert [(kind, seq) for kind, seq, _ in messages] == [(TASKS, 1), (TASK, 6), (TASKS, 7)]
+    link.send_tasks([plain(9, b"alone")])
+    assert peer._receiver.read()[0] == [(TASK, 9, b"alone")]
 
 
 def test_where_the_ring_has_no_room_it_goes_by_the_socket(pair: Pair) -> None:

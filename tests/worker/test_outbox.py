@@ -473,11 +473,11 @@ def test_large_values_for_which_the_ring_has_no_room_arrive_all_the_same(
     sender = threading.Thread(target=box.flush, daemon=True)
     sender.start()
     receiver = Receiver(ours, parent.up)
-    got = dict[int, Any]()
-    while len(got) < len(values):
-        for kind, seq, payload in single(receiver.read()[0]):
-            got[seq] = payload if kind == BYTES else load(payload)
+    messages = list[Message]()
+    while len(messages) < len(values):
+        messages += single(receiver.read()[0])
     sender.join(60)
+    got = {seq: payload if kind == BYTES else load(payload) for kind, seq, payload in messages}
     assert got == dict(enumerate(values))
     assert {type(value) for value in got.values()} == {bytes}
 
