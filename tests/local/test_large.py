@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mpms import MPMS, WorkerCrashed
+from mpms import MPMS, Executor, WorkerCrashed
 from mpms.config import PoolConfig
 from mpms.local.packing import Packing
 from mpms.local.shipment import job_of
@@ -151,6 +151,15 @@ def test_they_go_by_the_rings_there_and_back(method: str) -> None:
         assert link._board.up._read[0] >= MIDDLING
         pool.close()
         assert len(results(pool)) == 10
+
+
+def test_bytes_that_somebody_waits_for_are_what_they_were(any_method: str) -> None:
+    with Executor(1, threads=1, start_method=any_method) as pool:
+        for size in (100, 5_000, MIDDLING, SIZE) * 5:
+            content = random.Random(size).randbytes(size)
+            future = pool.submit(bytes.join, b"", [content[: size // 2], content[size // 2 :]])
+            assert future.result() == content
+            assert pool.submit(bytes, content).exception() is None
 
 
 def test_a_stopped_worker_takes_no_more_than_there_is_room_for_and_goes_on_where_it_was(any_method: str) -> None:
