@@ -54,7 +54,8 @@ from ..wire.messages import (
 from ..wire.pickling import dump, load
 from ..wire.plain import is_plain
 from ..wire.receiver import Receiver
-from ..wire.shelf import LEAST, Shelf
+from ..wire.shelf import LEAST as FILE_LEAST
+from ..wire.shelf import Shelf
 from . import ends, hooks, logs
 from .functions import Function, Functions
 from .interrupts import Interrupts
@@ -322,8 +323,8 @@ class Slots:
             try:
                 if is_plain(value):
                     kind, result = PLAIN, value
-                elif type(value) is bytes and SMALL < len(value) < LEAST:  # as `dump` does it, in a third of the time
-                    kind, result = BYTES, value
+                elif type(value) is bytes and SMALL < len(value) < FILE_LEAST:
+                    kind, result = BYTES, value  # as `dump` does it, in a sixth of the time
                 else:
                     kind, result = RETURNED, dump(value, self._pack)
             except BaseException as problem:
