@@ -152,8 +152,8 @@ def pack_tasks(payloads: Sequence[Any]) -> bytes:
 
 
 def unpack_tasks(data: Any) -> list[Any]:
-    """A batch that is unpacked already is returned as it is."""
-    payloads: list[Any] = data if type(data) is list else pickle.loads(data)
+    """A batch that is unpacked already is returned as it is. Raises anything for what is none."""
+    payloads: list[Any] = data if type(data) is list else _Unpickler(io.BytesIO(data)).load()
     return payloads
 
 
@@ -162,8 +162,8 @@ def pack_results(results: list[Result]) -> bytes:
 
 
 def unpack_results(data: Any) -> tuple[tuple[int, ...], tuple[int, ...], Sequence[Any]]:
-    """The dispatches, their kinds, their payloads. Raises anything for what :func:`pack_results` has not made. A batch
-    that is unpacked already is returned as it is."""
+    """The dispatches, their kinds, their payloads. A batch that is unpacked already is returned as it is. Raises
+    anything for what :func:`pack_results` has not made."""
     if type(data) is tuple:
         return data
     columns: tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]] = _Unpickler(io.BytesIO(data)).load()

@@ -8,12 +8,12 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ..typed import Any, NoReturn, cast
 from .files import FILED, SIZE, map_file
 from .frames import READ, READ_MOST, Decoder, Message
-from .messages import BYTES, RETURNED, TASKS, unpack_results, unpack_tasks
+from .messages import BYTES, RESULTS, RETURNED, TASKS, unpack_results, unpack_tasks
 from .ring import RINGED, Ring
 
 __all__ = ["Receiver"]
@@ -92,7 +92,15 @@ class Receiver:
         """A batch, unpacked, with what is in the ring in its place."""
         if self._ring is None:
             raise ValueError("there is no ring")
-        seqs, kinds, payloads = ((), (), unpack_tasks(data)) if kind == TASKS | RINGED else unpack_results(data)
+        seqs: tuple[int, ...] = ()
+        kinds: tuple[int, ...] = ()
+        payloads: Sequence[Any]
+        if kind == TASKS | RINGED:
+            payloads = unpack_tasks(data)
+        elif kind == RESULTS | RINGED:
+            seqs, kinds, payloads = unpack_results(data)
+        else:
+            raise ValueError(f"{kind} is no batch")
         get = self._ring.get
         found: list[Any] = []
         for payload in payloads:
