@@ -65,7 +65,7 @@ class Outbox:
 
     def heard(self) -> None:
         """Tasks have come: the first result of several waits for company, too. Measured, 64 KiB there and back, 50 at a
-        time: half as many messages, and a tenth more tasks a second."""
+        time: half as many messages, and a twentieth more tasks a second."""
         if not self._results:  # they wait long enough
             self._sent_at = monotonic()
 
