@@ -19,7 +19,9 @@ from ..striking import Struck
 from .helpers import PATIENCE, program, results
 
 STEPS = [
+    (Launcher, "__init__"),
     (Launcher, "_open"),
+    (Launcher, "open"),
     (Loop, "__init__"),
     (Delivery, "start"),
     (Reporter, "start"),

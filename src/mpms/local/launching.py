@@ -21,6 +21,7 @@ def launch(function: Callable[..., Any] | None, config: PoolConfig, shipment: Sh
     """A fork server that comes up, of ``function`` or a ``shipment`` of it. If that fails, nothing of it is left."""
     method: StartMethod = config.start_method or ("spawn" if sys.platform == "darwin" else "forkserver")
     early: Interpreter | None = None
+    launcher: Launcher | None = None
     if shipment is None and method != "fork":
         # Measured: by the imports meanwhile the first result comes 4 % earlier, and by the pickling 9 ms for a function
         # of a script.
@@ -34,9 +35,11 @@ def launch(function: Callable[..., Any] | None, config: PoolConfig, shipment: Sh
         from .shipment import ship
 
         launcher = Launcher(shipment or ship(function, config, method), early)
+        launcher.open()
     except BaseException:
-        if early is not None:
+        if launcher is not None:
+            launcher.close()
+        elif early is not None:
             early.end()
         raise
-    launcher.open()
     return launcher
