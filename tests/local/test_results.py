@@ -14,6 +14,7 @@ import pytest
 
 from mpms import MPMS, Meta, RemoteTraceback, TaskTimeout, WorkerCrashed
 from mpms.core import policy
+from mpms.local.engine import LocalEngine
 
 from .helpers import at_full_strength, promised, until
 from .stage import Stage
@@ -183,6 +184,21 @@ def test_a_collector_may_put_more_than_may_wait_at_once(method: str) -> None:
     pool.put(1)
     pool.join(close=False)
     assert sorted(got) == list(range(1, 10_000))
+
+
+def test_who_waits_for_room_is_not_woken_for_each_task_of_no_time(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Counter[str]()
+    real = LocalEngine._has_room
+
+    def has_room(engine: LocalEngine) -> bool:
+        looks[threading.current_thread().name] += 1
+        return real(engine)
+
+    monkeypatch.setattr(LocalEngine, "_has_room", has_room)
+    with MPMS(time.sleep, processes=2, threads=4, start_method=method) as pool:
+        for _ in range(1500):
+            pool.put(0.001)
+    assert 0 < looks[threading.current_thread().name] < 500  # 100 to 200; woken for each, 1,000
 
 
 def test_a_slow_collector_makes_put_wait_and_memory_is_bounded(method: str) -> None:
