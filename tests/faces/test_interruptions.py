@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import mpms.faces.executor
+import mpms.local.admission
 import mpms.local.engine
 import mpms.testing
 from mpms import MPMS, Executor, PoolBroken, TaskCancelled
@@ -71,7 +72,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
         return made
 
-    monkeypatch.setattr(mpms.local.engine, "record_of", interrupted(mpms.local.engine.record_of))
+    monkeypatch.setattr(mpms.local.admission, "record_of", interrupted(mpms.local.admission.record_of))
     monkeypatch.setattr(mpms.testing, "_Record", interrupted(mpms.testing._Record))
     return actions.append
 

@@ -10,6 +10,7 @@ import pytest
 from mpms import MPMS, Executor
 from mpms.local import exits
 from mpms.local.delivery import Delivery
+from mpms.local.engine import LocalEngine
 from mpms.local.launcher import Launcher
 from mpms.local.loop import Loop
 from mpms.local.reports import Reporter
@@ -26,6 +27,7 @@ STEPS = [
     (Delivery, "start"),
     (Reporter, "start"),
     (exits, "watch"),  # the last one
+    (LocalEngine, "start"),
 ]
 
 WAYS: list[Callable[[Any], None]] = [lambda pool: pool.start(), lambda pool: pool.put(1)]
@@ -37,7 +39,7 @@ def same(number: int) -> int:
 
 class Step(NamedTuple):
     patch: pytest.MonkeyPatch
-    is_early: bool  # a start after it is a first one
+    is_harmless: bool  # it may be started again: it wasn't yet, or it was
 
 
 @pytest.fixture(params=STEPS, ids=[f"{owner.__name__}.{name}" for owner, name in STEPS])
@@ -52,7 +54,7 @@ def step(request: pytest.FixtureRequest) -> Iterator[Step]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, struck)
-        yield Step(patch, owner is Launcher)
+        yield Step(patch, owner in (Launcher, LocalEngine))
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["start", "put"])
@@ -63,7 +65,7 @@ def test_a_start_that_is_interrupted_leaves_nothing_and_says_so(
     with pytest.raises(Struck):
         way(pool)
     step.patch.undo()
-    if step.is_early:
+    if step.is_harmless:
         pool.put(2)
         pool.close()
         assert results(pool) == {2: 2}
@@ -78,7 +80,7 @@ def test_an_executor_whose_start_was_interrupted_leaves_nothing(method: Any, ste
     with pytest.raises(Struck):
         executor.submit(same, 1)
     step.patch.undo()
-    if step.is_early:
+    if step.is_harmless:
         assert executor.submit(same, 2).result() == 2
     else:
         with pytest.raises(RuntimeError, match="make a new one"):
