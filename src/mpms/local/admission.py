@@ -2,8 +2,8 @@
 
     accept, cancel, close ─▶ records, inbox, orders ─▶ supervisor
 
-Any number of threads, and handlers of signals in any of them, come in by the upper half; the supervisor alone by the
-lower one, and it never waits for them.
+Any number of threads, and handlers of signals, come in by the upper half; the supervisor alone by the lower one, and it
+waits for them no longer than one takes to append a task, or to send it.
 """
 
 from __future__ import annotations
