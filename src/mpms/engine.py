@@ -24,6 +24,7 @@ __all__ = [
     "WorkerHandle",
     "let_go",
     "log_error",
+    "refusal",
 ]
 
 
@@ -136,6 +137,15 @@ def let_go(condition: Condition) -> Iterator[None]:
 
 class Refused(RuntimeError):
     """What an engine raises that accepts no more tasks: a name of its own, since pickling raises RuntimeError too."""
+
+
+def refusal(broken: BaseException | None) -> BaseException:
+    """What ``submit`` raises when no more is accepted: of a pool that broke a copy of why, for each who asks."""
+    if broken is None:
+        return Refused("cannot put a task into a pool that was closed")
+    error = type(broken)(*broken.args)
+    error.__cause__ = broken.__cause__
+    return error
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .config import Hook, PoolConfig
-from .engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go, log_error
+from .engine import Pending, Sink, Ticket, Unopened, WorkerHandle, let_go, log_error, refusal
 from .errors import PoolBroken, RemoteWorkerError, TaskCancelled
 from .figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from .ids import TaskId, TaskOptions
@@ -112,7 +112,7 @@ class InlineEngine:
         if options is not None and options != TaskOptions(retries=options.retries):  # these have no occasion
             raise ValueError(f"{options} needs processes, and InlineEngine runs tasks in this one, in order: use put")
         if self._closed:
-            raise self._refusal()
+            raise refusal(self._broken)
         function = self._function if function is None else function
         if function is None:
             raise TypeError("a task needs a function: this pool has none of its own")
@@ -122,7 +122,7 @@ class InlineEngine:
             if wait and threading.current_thread() is not self._thread:  # which would wait for itself
                 self._changed.wait_for(lambda: len(self._queue) < self._bound or self._closed)
             if self._closed:
-                raise self._refusal()
+                raise refusal(self._broken)
             self._last += 1
             self._ticketed += ticket is not None
             task = TaskId(self._last)
@@ -131,7 +131,7 @@ class InlineEngine:
             if self._sealed:  # the handler of a signal came in between, and has waited for the end
                 self._last -= 1
                 self._ticketed -= ticket is not None
-                raise self._refusal()
+                raise refusal(self._broken)
             self._records[task] = record
             self._queue.append(task)
             self._changed.notify_all()
@@ -237,13 +237,6 @@ class InlineEngine:
     @property
     def broken(self) -> BaseException | None:
         return self._broken
-
-    def _refusal(self) -> BaseException:
-        if self._broken is not None:
-            error = PoolBroken(*self._broken.args)
-            error.__cause__ = self._broken.__cause__
-            return error
-        return Refused("cannot put a task into a pool that was closed")
 
     def _time_is_over(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline

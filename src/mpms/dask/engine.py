@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from distributed import Client
 
 from ..config import PoolConfig
-from ..engine import Pending, Refused, Sink, Ticket, Unopened, WorkerHandle, let_go
-from ..errors import PoolBroken, TaskTimeout, WorkerCrashed
+from ..engine import Pending, Sink, Ticket, Unopened, WorkerHandle, let_go, refusal
+from ..errors import TaskTimeout, WorkerCrashed
 from ..figures import RunningTask, Stats, WorkerInfo, WorkerStacks
 from ..ids import TaskId, TaskOptions
 from ..local.answers import Answers
@@ -126,7 +126,7 @@ class ClusterEngine:
             record = record_of(payload, shipped, args, named, ticket)
             if self._closed:  # now: the handler of a signal may have come in between, and have waited for the end
                 self._last -= 1
-                raise self._refusal()
+                raise refusal(self._courier.broken)
             self.submitted += ticket is None
             self._records[task] = record
             if options is not None:
@@ -286,14 +286,7 @@ class ClusterEngine:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise self._refusal()
-
-    def _refusal(self) -> BaseException:
-        if self._courier.broken is not None:
-            error = PoolBroken(*self._courier.broken.args)
-            error.__cause__ = self._courier.broken.__cause__
-            return error
-        return Refused("cannot put a task into a pool that was closed")
+            raise refusal(self._courier.broken)
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         """With the lock held."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core.messages import CancelRequested, Closed, Event, Resized, TasksSubmitted
-from ..engine import Refused, Ticket
+from ..engine import Ticket, refusal
 from ..ids import Seq, TaskId, TaskOptions
 from ..locks import Condition, Lock
 from ..typed import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ class Admission:
                     return task
                 if not self._started or not self._takes_back(task):
                     return task
-        raise self._refusal()  # without the lock, which the supervisor takes: it loads an exception of the user's
+        raise refusal(self.broken)  # without the lock, which the supervisor takes: it loads an exception of the user's
 
     def _sends(self, task: TaskId, payload: Payload | Plain, shipped: Shipped | None) -> bool:
         """With the lock held: whether an idle worker was sent the task, from here."""
@@ -220,14 +220,6 @@ class Admission:
             return  # enough for now: who has the lock may be in `ring`, by which he has woken us
         with self._lock:
             self._limit = 0 if self._closed or self._breakage is not None or late else limit
-
-    def _refusal(self) -> BaseException:
-        if self._breakage is not None:
-            broken = self._breakage.error
-            error = type(broken)(*broken.args)
-            error.__cause__ = broken.__cause__
-            return error
-        return Refused("cannot put a task into a pool that was closed")
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         """With the lock held. The supervisor and the delivery thread notify when somebody waits."""
