@@ -465,6 +465,25 @@ def test_submit_blocks_at_the_bound_until_there_is_room_or_nothing_is_accepted(
     assert len(sink.outcomes()) == (3 if how == "room" else 2)
 
 
+def test_submit_goes_on_as_soon_as_there_is_room_for_one(make: Make, gate: NewGate) -> None:
+    first, second = gate(), gate()
+    engine, sink = make(tasks.hold, processes=1, threads=1, max_pending=3)
+    engine.submit((first.path,), {})
+    first.wait_for_task()
+    for path in (second.path, os.devnull, os.devnull):
+        engine.submit((path,), {})
+    blocked = threading.Thread(target=engine.submit, args=((os.devnull,), {}))
+    blocked.start()
+    blocked.join(0.05)
+    assert blocked.is_alive()
+    first.open()
+    blocked.join(PATIENCE)
+    assert not blocked.is_alive()  # though others wait, behind the second one
+    second.open()
+    finish(engine)
+    assert len(sink.outcomes()) == 5
+
+
 # Initializers and finalizers
 
 

@@ -219,6 +219,23 @@ def test_a_slow_collector_makes_put_wait_and_memory_is_bounded(method: str) -> N
     assert pool.finish_count == 20_000
 
 
+def test_close_waits_for_an_empty_queue_and_for_no_slow_collector(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpms.local.settling._UNDELIVERED_LEAST", 1)
+    go_on = threading.Event()
+    pool = MPMS(time.sleep, lambda meta, result: go_on.wait(), 1, 1, start_method=method)
+    tasks = pool.task_queue_maxsize + 20  # too many results wait for the collector before the last tasks have begun
+    for _ in range(tasks):
+        pool.put(0.003)
+    closing = threading.Thread(target=pool.close, kwargs={"wait_for_empty": True}, daemon=True)
+    closing.start()
+    closing.join(10)
+    empty = not closing.is_alive()
+    go_on.set()
+    pool.join()
+    assert empty
+    assert pool.finish_count == tasks
+
+
 def test_large_results_that_wait_for_a_slow_collector_make_put_wait_sooner(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
