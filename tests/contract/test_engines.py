@@ -472,7 +472,7 @@ def test_submit_goes_on_as_soon_as_there_is_room_for_one(make: Make, gate: NewGa
     first.wait_for_task()
     for path in (second.path, os.devnull, os.devnull):
         engine.submit((path,), {})
-    blocked = threading.Thread(target=engine.submit, args=((os.devnull,), {}))
+    blocked = threading.Thread(target=engine.submit, args=((os.devnull,), {}), daemon=True)
     blocked.start()
     blocked.join(0.05)
     assert blocked.is_alive()
