@@ -102,6 +102,35 @@ class Results:
     def floor(self, scenario: Scenario) -> str | None:
         return next((floor for floor in scenario.floors if floor in self.rounds[scenario.name]), None)
 
+    def concerned(self, scenario: Scenario, goal: Goal) -> tuple[str | None, str | None]:
+        """Whose figure is to reach the goal, and with whose it is compared."""
+        ours = goal.ours or self.ours(scenario.name)
+        match goal.versus:
+            case "peers":
+                return ours, self.best_peer(scenario)
+            case "floor":
+                return ours, self.floor(scenario)
+            case name:
+                return ours, name
+
+    def toward(self, scenario: Scenario, goal: Goal) -> list[float]:
+        """What is to reach the goal, in each round."""
+        ours, other = self.concerned(scenario, goal)
+        if ours is None or (other is None and goal.versus is not None):
+            return []
+        figures = self.series(scenario.name, ours, goal.key)
+        if other is None:
+            return [figure for figure in figures if figure is not None]
+        return ratios(figures, self.series(scenario.name, other, goal.key))
+
+    def unsettled(self, scenario: Scenario) -> list[str]:
+        """Those whose figures reach a goal in one round and miss it in another, and those they are compared with."""
+        concerned = set[str | None]()
+        for goal in scenario.goals:
+            if len({goal.reached(value) for value in self.toward(scenario, goal)}) > 1:
+                concerned.update(self.concerned(scenario, goal))
+        return [contender for contender in self.rounds[scenario.name] if contender in concerned]
+
 
 # JSON
 
@@ -157,9 +186,10 @@ def _about(results: Results) -> str:
     return f"""{about["date"]}, {about["python"]}, {about["system"]}, {about["processors"]} processors, load \
 {about["load_before"]} before and {about["load_after"]} after. {", ".join(versions)}.
 
-Two processes, with four threads each where a system has threads, if nothing else is said. Rounds: {about["rounds"]}. \
-Figures are medians; ratios are the medians of the rounds' own. ↑: more is better; ↓: less is. The best peer is the \
-best pool of processes that did not fail. `benchmarks/README.md` says what is measured."""
+Two processes, with four threads each where a system has threads, if nothing else is said. Rounds: {about["rounds"]}; \
+more where a goal was reached in one and missed in another, for those concerned. Figures are medians; ratios are the \
+medians of the rounds' own. ↑: more is better; ↓: less is. The best peer is the best pool of processes that did not \
+fail. `benchmarks/README.md` says what is measured."""
 
 
 def _summary(results: Results) -> str:
@@ -187,30 +217,28 @@ def _missing(results: Results, scenario: Scenario) -> str:
 
 def _goal(results: Results, scenario: Scenario, goal: Goal) -> str:
     figure = next(figure for figure in scenario.figures if figure.key == goal.key)
-    bound = f"≥ {goal.at_least:g}" if goal.at_least is not None else f"≤ {goal.at_most:g}"
-    ours = goal.ours or results.ours(scenario.name)
+    text = f"≥ {goal.at_least:g}" if goal.at_least is not None else f"≤ {goal.at_most:g}"
     match goal.versus:
         case None:
-            other, text = None, f"{bound} {figure.unit}"
+            text = f"{text} {figure.unit}"
         case "peers":
-            other, text = results.best_peer(scenario), f"{bound} × the best peer"
+            text = f"{text} × the best peer"
         case "floor":
-            other, text = results.floor(scenario), f"{bound} × the floor"
+            text = f"{text} × the floor"
         case name:
-            other, text = name, f"{bound} × {title_of(name)}"
+            text = f"{text} × {title_of(name)}"
     if goal.versus is not None and figure is not scenario.figures[0]:
         text = f"{figure.unit}: {text}"
     if goal.ours:
         text = f"{title_of(goal.ours)}: {text}"
-    value = None
-    if ours and goal.versus is None:
-        value = results.value(scenario.name, ours, goal.key)
-    elif ours and other:
-        value = results.ratio(scenario.name, ours, other, goal.key)
-    if value is None or ours is None:
+    ours, _ = results.concerned(scenario, goal)
+    values = results.toward(scenario, goal)
+    if ours is None or not values:
         return f"{text}: not measured"
+    value = median(values)
     reached = goal.reached(value) and not results.failed(scenario.name, ours)
-    return f"{text}: {shown(value)} {'✓' if reached else '✗'}"
+    more = f" ({len(values)} rounds)" if len(values) > results.about["rounds"] else ""
+    return f"{text}: {shown(value)} {'✓' if reached else '✗'}{more}"
 
 
 def _scenario(results: Results, scenario: Scenario) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import repeat
 
 __all__ = ["burn", "nap", "same"]
 
@@ -20,8 +21,13 @@ def nap(seconds: float) -> int:
 
 
 def burn(loops: int) -> int:
-    """Compute in Python, holding the GIL."""
+    """Compute in Python, holding the GIL, with integers that CPython has ready and makes no memory for.
+
+    With new integers in each round the time depends on where they happen to come to lie in memory, and that on what
+    the process has done before: the same loop in threads and processes of the same kind took up to 20 % longer or
+    shorter only because other modules were imported or another thread was started first. Without, 1.5 %.
+    """
     state = 0
-    for number in range(loops):
-        state = (state * 5 + number) & 0xFFFF
+    for _ in repeat(None, loops):
+        state = (state + 7) & 0x7F
     return state

@@ -77,6 +77,26 @@ def test_a_goal_is_not_reached_by_who_fails(results: Results) -> None:
     assert "≥ 4 × the best peer: 4.00 ✗" in markdown(results)
 
 
+def test_who_reaches_a_goal_in_one_round_and_misses_it_in_another_is_unsettled(results: Results) -> None:
+    stream = SCENARIOS["stream"]
+    assert results.unsettled(stream) == []  # the best peer is beaten by 4.0, 4.0 and 4.2, the floor reached by a half
+    results.add("stream", "multiprocessing.Pool", ok(100))
+    results.add("stream", "mpms", ok(399))
+    results.add("stream", "pebble", ok(1))
+    assert results.unsettled(stream) == ["mpms", "multiprocessing.Pool"]
+    text = markdown(results)
+    assert "≥ 4 × the best peer: 4.00 ✓ (4 rounds)" in text
+    assert "≥ 0.35 × the floor: 0.50 ✓ |" in text
+
+
+def test_a_goal_without_a_peer_may_be_unsettled_too() -> None:
+    results = Results(dict(ABOUT))
+    for share in (97.0, 99.0):
+        results.add("rotation", "mpms", Measurement(Status.OK, {"share": share, "rate": 7000.0}))
+        results.add("rotation", "loky", Measurement(Status.OK, {"share": share, "rate": 7000.0}))
+    assert results.unsettled(SCENARIOS["rotation"]) == ["mpms"]
+
+
 def test_failures_are_shown_as_such(results: Results) -> None:
     text = markdown(results)
     assert "**hangs**: killed after 60 s" in row(text, "pebble")
