@@ -10,42 +10,35 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 
 from distributed import Client, Future, KilledWorker
 
 from ..config import PoolConfig
 from ..errors import PoolBroken, WorkerCrashed
-from ..ids import TaskId, TaskOptions
+from ..ids import TaskId
 from ..local.delivery import Delivery
-from ..local.records import Record, shown, ticket_of
-from ..local.verdicts import Maker
-from ..outcome import Broken, Cancelled, Outcome, Raised, Returned
-from ..typed import Any, cast
+from ..local.records import Record
+from ..outcome import Broken
+from ..typed import Any
 from ..wire.failures import load_error
-from ..wire.messages import RAISED, RETURNED
 from . import guard, telling
 from .hosts import Cancel, Close, Counts, Host, Order, Stop
 from .link import ASK_SECONDS, Link
 from .machine import Machine, cancel_at, stop_at
-from .messages import Answer, GivenBack, Parcel, Sealed, answer_from
+from .messages import Answer, GivenBack, answer_from
 from .pace import Pace
+from .parcels import Parcels, Sent
+from .settling import Settling
 
 __all__ = ["Courier"]
 
 _LOGGER = logging.getLogger("mpms")
-
-_PARCEL_BYTES = 1 << 20
-
-_SMALL_FUNCTION = 1 << 14
-"""Bytes of a function that goes with every parcel. A larger one goes when a machine asks for it."""
 
 _ODD_ENDS_MOST = 5
 """Parcels in a row that Dask could not run at all, after which the pool is broken."""
@@ -56,16 +49,6 @@ _FRESH_SECONDS = 0.1
 _HALT_SECONDS = 0.15  # that the scheduler has to say what was claimed
 _KILL_SECONDS = 0.2  # that machines then have to kill what runs, and to say so
 _BACKOFF_MOST = 60.0
-
-
-@dataclass(eq=False)
-class _Sent:
-    """A parcel that is with Dask, and those of its tasks that have no outcome."""
-
-    key: str
-    tasks: set[TaskId]
-    fresh: bool = True
-    """Whether it may still be on its way. Later, what had not started was given back, and the rest holds threads."""
 
 
 class Courier:
@@ -82,28 +65,17 @@ class Courier:
     ) -> None:
         self.counts = Counts()
         self.story: deque[str] = deque(maxlen=200)
-        self.unfinished: dict[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
         self.broken: PoolBroken | None = None
         self.finishing = False  # the cluster is being left
         self._host = host
         self._name = name
         self._config = config
-        self._records = records
         self._delivery = delivery
         self._machines_timeout = machines_timeout
         self._pace = Pace(config.processes * config.threads)
-        self._open: set[TaskId] = set()  # without an outcome
-        self._ready: list[tuple[int, TaskId]] = []  # a heap: priority, age
-        self._resting: set[TaskId] = set()  # before a retry
-        self._sent: dict[str, _Sent] = {}
+        self._parcels = Parcels(name, config, records, host.options, self.counts)
+        self._settling = Settling(host, self._parcels, records, delivery, self.counts, config.stop_after)
         self._futures: dict[str, Future] = {}
-        self._out: dict[TaskId, str] = {}  # what is with Dask, and under which key
-        self._cancelled: set[TaskId] = set()  # what was asked for, of what is open
-        self._losses: dict[TaskId, int] = {}  # how often a task was lost with its machine
-        self._failures: list[tuple[TaskId, Maker]] = []  # of this step
-        self._results: list[tuple[TaskId, tuple[int, bytes]]] = []
-        self._known: set[int] = set()  # large functions that a machine has asked for
-        self._numbers = 0
         self._odd_ends = 0
         self._set_up_or_broken = self._halted = self._closing = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -114,7 +86,11 @@ class Courier:
     @property
     def waiting(self) -> int:
         """How many tasks wait here."""
-        return len(self._ready) + len(self._resting)
+        return self._parcels.waiting
+
+    @property
+    def unfinished(self) -> Mapping[TaskId, tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        return self._settling.unfinished
 
     def start(self, client: Client, machine: Machine, *, own_client: bool) -> asyncio.AbstractEventLoop:
         """Called once, on any thread. The event loop on which all below is to be called."""
@@ -162,16 +138,21 @@ class Courier:
             while inbox:
                 item = inbox[0]
                 if isinstance(item, int):
-                    self._open.add(item)
+                    self._parcels.open.add(item)
                     self._enqueue(item)
                 else:
                     self._obey(item)
                 inbox.popleft()  # now: who waits for an empty queue sees a task here or there
+            if self._settling.are_enough and not self._halted and self.broken is None:
+                self._host.refuse()
+                self._closing = True
+                self._loop.call_soon(self._stop_now)
             if self._set_up_or_broken and not self.finishing:
                 self._send()
                 self._watch_machines()
-            self._hand_over()
-            if self._closing and self._set_up_or_broken and not (self._open or inbox or self.finishing):
+            self._settling.hand_over()
+            self._host.notify()
+            if self._closing and self._set_up_or_broken and not (self._parcels.open or inbox or self.finishing):
                 self.finishing = True
                 self._spawn(self._finish())
         except Exception as error:  # our own: without this nothing would ever be answered
@@ -189,84 +170,49 @@ class Courier:
                         self._deadline.cancel()
                     self._deadline = self._loop.call_at(at, self._stop_now)
             case Cancel(task):
-                self._cancel(sorted(self._open) if task is None else [task])
+                self._cancel(sorted(self._parcels.open) if task is None else [task])
 
     def _enqueue(self, task: TaskId) -> None:
         if self.broken is not None:
-            self._settle(task, Broken(self.broken))
+            self._settling.settle(task, Broken(self.broken))
         elif self._halted:
-            self._settle(task, telling.cancelled(started=False))
+            self._settling.settle(task, telling.cancelled(started=False))
         else:
-            options = self._host.options.get(task)
-            heapq.heappush(self._ready, (-options.priority if options is not None else 0, task))
+            self._parcels.make_ready(task)
 
     # Parcels go
 
     def _send(self) -> None:
         if self._halted:
             return
-        parcels: list[tuple[_Sent, bytes]] = []
-        fresh = sum(sent.fresh for sent in self._sent.values())
-        while self._ready:
-            room = self._pace.room(self.counts.machines, fresh + len(parcels), len(self._out))
+        parcels = self._parcels
+        packed: list[tuple[Sent, bytes]] = []
+        fresh = parcels.fresh
+        while parcels.ready:
+            room = self._pace.room(self.counts.machines, fresh + len(packed), len(parcels.out))
             if room <= 0:
                 break
-            parcels.append(self._pack(self._take(min(room, self._pace.size))))
-        if not parcels:
+            packed.append(parcels.pack(min(room, self._pace.size)))
+        if not packed:
             return
         if not self.link.is_up:
             self._lose_connection(None)
             return
-        futures = self.link.submit([sent.key for sent, _ in parcels], [data for _, data in parcels])
-        for (sent, _), future in zip(parcels, futures, strict=True):
+        futures = self.link.submit([sent.key for sent, _ in packed], [data for _, data in packed])
+        for (sent, _), future in zip(packed, futures, strict=True):
             self._futures[sent.key] = future
             self._spawn(self._watch(sent, future))
             self._loop.call_later(_FRESH_SECONDS, self._set_aside, sent)
 
-    def _set_aside(self, sent: _Sent) -> None:
+    def _set_aside(self, sent: Sent) -> None:
         """Slow tasks among quick ones are not to keep others from going."""
         sent.fresh = False
-        if self._ready and self._is_open(sent):
+        if self._parcels.ready and self._is_open(sent):
             self.step()
-
-    def _take(self, most: int) -> list[TaskId]:
-        tasks, size = list[TaskId](), 0
-        while self._ready and len(tasks) < most and size < _PARCEL_BYTES:
-            _, task = heapq.heappop(self._ready)
-            tasks.append(task)
-            size += len(self._records[task][0])
-        return tasks
-
-    def _pack(self, tasks: list[TaskId]) -> tuple[_Sent, bytes]:
-        self._numbers += 1
-        sent = _Sent(f"{self._name}-{self._numbers}", set(tasks))
-        functions, given = dict[int, bytes](), []
-        now = time.monotonic()
-        for task in tasks:
-            payload, shipped, *_ = self._records[task]
-            number = None
-            if shipped is not None:
-                number = shipped.number
-                if len(shipped.data) <= _SMALL_FUNCTION or number in self._known:
-                    functions[number] = shipped.data
-            given.append((task, cast(bytes, payload), number, self._options_of(task)))  # no files: see ClusterEngine
-            self._out[task] = sent.key
-            self.counts.out_since[task] = now
-        self._known.difference_update(functions)
-        self._sent[sent.key] = sent
-        return sent, Parcel(functions, given).dump()
-
-    def _options_of(self, task: TaskId) -> TaskOptions | None:
-        options, losses = self._host.options.get(task), self._losses.get(task, 0)
-        if not losses:
-            return options
-        options = options or TaskOptions()
-        retries = self._config.retries if options.retries is None else options.retries
-        return TaskOptions(timeout=options.timeout, retries=max(0, retries - losses), priority=options.priority)
 
     def _watch_machines(self) -> None:
         """While tasks wait and there is no machine, the time runs."""
-        waiting = bool(self._out or self._ready) and not self.counts.machines and not self._halted
+        waiting = bool(self._parcels.out or self._parcels.ready) and not self.counts.machines and not self._halted
         if waiting and self._no_machine is None and self._machines_timeout is not None:
             self._no_machine = self._loop.call_later(self._machines_timeout, self._give_up_on_machines)
         elif not waiting and self._no_machine is not None:
@@ -321,24 +267,25 @@ class Courier:
             return
         if answer.missing is not None:
             key, numbers = answer.missing
-            self._known.update(numbers)
+            self._parcels.wants_functions(numbers)
             self._requeue(key)
             return
         self._odd_ends = 0
+        out = self._parcels.out
         for key, task, outcome in answer.outcomes:
-            if task not in self._out or (isinstance(outcome, GivenBack) and self._out[task] != key):
+            if task not in out or (isinstance(outcome, GivenBack) and out[task] != key):
                 continue  # its machine was taken for lost: it has its outcome, or is with another one
             if not isinstance(outcome, GivenBack):
-                self._settle(task, outcome, answer.machine)
+                self._settling.settle(task, outcome, answer.machine)
             elif self._halted:
-                self._settle(task, telling.cancelled(started=False))
+                self._settling.settle(task, telling.cancelled(started=False))
             else:
                 self._take_back(task)
         for key, (size, seconds) in answer.ended.items():
-            self._sent.pop(key, None)
+            self._parcels.sent.pop(key, None)
             self._pace.learn(size, seconds)
 
-    async def _watch(self, sent: _Sent, future: Future) -> None:
+    async def _watch(self, sent: Sent, future: Future) -> None:
         """Of what Dask tells about the parcel only odd ends count: outcomes come by answers, and before this."""
         status, error = await self.link.done(future)
         self._futures.pop(sent.key, None)
@@ -362,72 +309,57 @@ class Courier:
             self._break(PoolBroken(text), error)
         self.step()
 
-    def _is_open(self, sent: _Sent) -> bool:
-        return self._sent.get(sent.key) is sent and bool(sent.tasks) and not self.finishing
+    def _is_open(self, sent: Sent) -> bool:
+        return self._parcels.is_open(sent) and not self.finishing
 
     def _requeue(self, key: str) -> None:
         """No machine has started the parcel, and none will."""
-        sent = self._sent.pop(key, None)
-        for task in sorted(sent.tasks) if sent is not None else ():
+        for task in self._parcels.unpack([key]):
             self._take_back(task)
 
     def _take_back(self, task: TaskId) -> None:
-        self._forget_sent(task)
-        if task in self._cancelled:
-            self._settle(task, telling.withdrawn())
+        self._parcels.take_out(task)
+        if task in self._parcels.unwanted:
+            self._settling.settle(task, telling.withdrawn())
         else:
             self._enqueue(task)
-
-    def _forget_sent(self, task: TaskId) -> None:
-        key = self._out.pop(task, None)
-        self.counts.out_since.pop(task, None)
-        sent = None if key is None else self._sent.get(key)
-        if sent is not None:
-            sent.tasks.discard(task)
 
     # Losses
 
     def _lose(self, machine: str, keys: Sequence[str]) -> None:
         """The machine had claimed these parcels. It is gone, or cut off."""
-        lost = [sent for key in keys if (sent := self._sent.pop(key, None)) is not None]
+        tasks = self._parcels.unpack(keys)
         futures = [future for key in keys if (future := self._futures.get(key)) is not None]
         if futures:
             self._spawn(self.link.release(futures))
-        tasks = sorted(task for sent in lost for task in sent.tasks)
         if tasks:
             self.counts.lost_machines += 1
             self.story.append(f"the machine {machine} was lost with {len(tasks)} tasks")
             _LOGGER.warning("mpms %s: the machine %s was lost, with %d tasks", self._config.name, machine, len(tasks))
         for task in tasks:
             if self._halted:
-                self._settle(task, telling.cancelled(started=True))
+                self._settling.settle(task, telling.cancelled(started=True))
                 continue
             make = telling.lost(machine)
-            losses = self._losses[task] = self._losses.get(task, 0) + 1
-            if self._config.retries_after(WorkerCrashed) and losses <= self._retries_of(task):
+            losses = self._parcels.lose(task)
+            if self._config.retries_after(WorkerCrashed) and losses <= self._parcels.retries(task):
                 self.counts.retried += 1
                 self._delivery.put_attempt(task, make)
-                self._forget_sent(task)
+                self._parcels.take_out(task)
                 self._retry_later(task, losses)
             else:
-                self._failures.append((task, make))
-                self._count(task, None)
-
-    def _retries_of(self, task: TaskId) -> int:
-        options = self._host.options.get(task)
-        return self._config.retries if options is None or options.retries is None else options.retries
+                self._settling.lost(task, make)
 
     def _retry_later(self, task: TaskId, losses: int) -> None:
         if not self._config.retry_backoff:
             self._enqueue(task)
             return
-        self._resting.add(task)
+        self._parcels.rest(task)
         pause = min(self._config.retry_backoff * 2 ** (losses - 1), _BACKOFF_MOST)
         self._loop.call_later(pause, self._end_rest, task)
 
     def _end_rest(self, task: TaskId) -> None:
-        if task in self._resting:
-            self._resting.discard(task)
+        if self._parcels.rests(task):
             self._enqueue(task)
             self.step()
 
@@ -443,16 +375,11 @@ class Courier:
         self.broken = error
         self._host.refuse()
         self._closing = self._set_up_or_broken = True
-        for task in sorted(self._open):
-            self._settle(task, Broken(error))
-        self._forget_all()
+        for task in sorted(self._parcels.open):
+            self._settling.settle(task, Broken(error))
+        self._parcels.withdraw_all()
+        self._parcels.sent.clear()
         self.step()
-
-    def _forget_all(self) -> None:
-        self._ready.clear()
-        self._resting.clear()
-        if self.broken is not None:
-            self._sent.clear()
 
     def _internal_error(self, problem: BaseException) -> None:
         where = "".join(traceback.format_exception(type(problem), problem, problem.__traceback__))
@@ -462,23 +389,15 @@ class Courier:
     # Cancelling and stopping
 
     def _cancel(self, tasks: Sequence[TaskId]) -> None:
-        keys: dict[str, list[TaskId]] = {}
-        for task in tasks:
-            key = self._out.get(task)
-            if key is not None:
-                keys.setdefault(key, []).append(task)
-        self._cancelled.update(task for task in tasks if task in self._open)
-        waiting = ({task for _, task in self._ready} | self._resting) & set(tasks)
-        if waiting:
-            self._resting -= waiting
-            self._ready = [entry for entry in self._ready if entry[1] not in waiting]
-            heapq.heapify(self._ready)
-            for task in sorted(waiting):
-                self._settle(task, telling.withdrawn())
+        parcels = self._parcels
+        keys = parcels.keys_of(tasks)
+        parcels.unwanted.update(task for task in tasks if task in parcels.open)
+        for task in parcels.withdraw(tasks):
+            self._settling.settle(task, telling.withdrawn())
         if keys:
             self._spawn(self._cancel_sent(keys))
         for task in tasks:
-            if task not in self._open:
+            if task not in parcels.open:
                 self._host.answered(task, cancelled=False)
 
     async def _cancel_sent(self, keys: Mapping[str, list[TaskId]]) -> None:
@@ -497,82 +416,28 @@ class Courier:
         """The deadline of a stop."""
         if not self.finishing and not self._halted:
             self._halted = True
-            for task in sorted(self._open - self._out.keys()):
-                self._settle(task, telling.cancelled(started=task in self._losses))
-            self._forget_all()
+            parcels = self._parcels
+            for task in sorted(parcels.open - parcels.out.keys()):
+                self._settling.settle(task, telling.cancelled(started=parcels.was_lost(task)))
+            parcels.withdraw_all()
             self._spawn(self._halt())
             self.step()
 
     async def _halt(self) -> None:
-        if self._sent:
-            for key in await self.link.on_scheduler(guard.halt, list(self._sent), _HALT_SECONDS):
-                sent = self._sent.pop(key, None)
-                for task in list(sent.tasks) if sent is not None else ():
-                    self._settle(task, telling.cancelled(started=False))
+        parcels = self._parcels
+        if parcels.sent:
+            halted = await self.link.on_scheduler(guard.halt, list(parcels.sent), _HALT_SECONDS)
+            for task in parcels.unpack(halted):
+                self._settling.settle(task, telling.cancelled(started=False))
             self.step()
-        if self._out:
+        if parcels.out:
             self._loop.call_later(_KILL_SECONDS, self._give_up_on_answers)
             await self.link.on_machines(stop_at)
 
     def _give_up_on_answers(self) -> None:
-        for task in list(self._out):
-            self._settle(task, telling.cancelled(started=True))
+        for task in list(self._parcels.out):
+            self._settling.settle(task, telling.cancelled(started=True))
         self.step()
-
-    # Outcomes
-
-    def _settle(self, task: TaskId, outcome: Outcome, machine: str = "") -> None:
-        if task not in self._open:
-            return
-        if isinstance(outcome, Returned):
-            self._results.append((task, (RETURNED, outcome.value)))
-        elif isinstance(outcome, Raised) and isinstance(outcome.error, Sealed) and not outcome.error.attempts:
-            self._results.append((task, (RAISED, outcome.error.data)))
-        else:
-            self._failures.append((task, lambda who: telling.opened(outcome, who, machine)))
-            if isinstance(outcome, Cancelled | Broken) and task not in self._cancelled:
-                self._abandon(task)
-        self._count(task, outcome)
-
-    def _count(self, task: TaskId, outcome: Outcome | None) -> None:
-        """``None``: lost."""
-        self._forget_sent(task)
-        self._open.discard(task)
-        self._cancelled.discard(task)
-        self._losses.pop(task, None)
-        self._host.options.pop(task, None)
-        self._host.answered(task, cancelled=isinstance(outcome, Cancelled) and not outcome.error.started)
-        if isinstance(outcome, Returned):
-            self.counts.done += 1
-        else:
-            self.counts.failed += 1
-            if not self._halted and self.broken is None and self._fails_too_often():
-                self._host.refuse()
-                self._closing = True
-                self._loop.call_soon(self._stop_now)
-
-    def _fails_too_often(self) -> bool:
-        """See the option ``stop_on``."""
-        number, percent = self._config.stop_after
-        done, failed = self.counts.done, self.counts.failed
-        if number is not None and failed >= number:
-            return True
-        return percent is not None and failed >= 3 and failed * 100 >= percent * (done + failed)
-
-    def _abandon(self, task: TaskId) -> None:
-        record = self._records[task]
-        if ticket_of(record) is None:  # else whoever has it knows what it is about
-            _, args, kwargs, _ = shown(task, record)
-            self.unfinished[task] = args, kwargs
-
-    def _hand_over(self) -> None:
-        if self._results:
-            self._delivery.put_results(self._results)
-            self._results = []
-        if self._failures:
-            self._delivery.put_failures(self._failures)
-            self._failures = []
-        self._host.notify()
 
     async def _finish(self) -> None:
         for timer in (self._deadline, self._no_machine):

@@ -276,7 +276,7 @@ class Bulk:
             error: WorkerCrashed | TaskTimeout = outcome.error
             if isinstance(error, TaskTimeout) and at < begun - 1:
                 error = _lost_with(error)
-            if self._config.retries and _is_retried(self._config, error):
+            if self._config.retries and self._config.retries_after(type(error)):
                 self._send_single(place + at, items[at], self._config.retries - 1, error)
             else:
                 self._arrive(place + at, [items[at]], [_Failure(error)], failed=True)
@@ -455,10 +455,6 @@ def _must_be_single(config: PoolConfig) -> bool:
     """Whether an option counts tasks as they start or fail, or strikes a thread that runs one: items of a chunk aren't
     seen by these."""
     return config.max_rate is not None or config.stop_on is not None or config.timeout_raises
-
-
-def _is_retried(config: PoolConfig, error: WorkerCrashed | TaskTimeout) -> bool:
-    return isinstance(error, config.retry_on) if isinstance(config.retry_on, tuple) else True
 
 
 def _lost_with(error: TaskTimeout) -> WorkerCrashed:
