@@ -16,7 +16,7 @@ MANY = range(1_000_000)
 def pace_of(
     paces: Paces, function: Callable[..., Any] | None = str, source: Iterable[Any] = MANY, most: int | None = None
 ) -> Pace:
-    return Pace(paces, function, source, 2, most)
+    return Pace(paces, function, source, 8, most)
 
 
 @pytest.fixture
@@ -39,29 +39,29 @@ def learn(pace: Pace, seconds: float, size: float = 8) -> None:
 
 def test_the_first_chunk_is_one_item_and_the_next_ones_are_no_more_than_16_times_as_many() -> None:
     pace = pace_of(Paces())
-    assert pace.size == 1
+    assert pace.size(0) == 1
     pace.learn(1e-9, 8)
-    assert pace.size == 16
+    assert pace.size(0) == 16
     pace.learn(1e-9, 8)
-    assert pace.size == 256
+    assert pace.size(0) == 256
 
 
-def test_a_chunk_takes_4_ms_or_a_megabyte() -> None:
+def test_a_chunk_takes_10_ms_or_a_megabyte() -> None:
     pace = pace_of(Paces())
-    learn(pace, 1e-5)
-    assert pace.size == 400
+    learn(pace, 9e-6)
+    assert pace.size(0) == 1111
     learn(pace, 1e-9, 1 << 18)
-    assert pace.size == 4
+    assert pace.size(0) == 4
     learn(pace, 10.0)
-    assert pace.size == 1
+    assert pace.size(0) == 1
 
 
 def test_a_map_of_the_function_of_the_last_one_begins_as_that_ended(paces: Paces) -> None:
-    assert pace_of(paces, quick).size == 4000
-    assert pace_of(paces, str).size == 1
-    learn(pace_of(paces, None), 1e-5)
-    assert pace_of(paces, None).size == 400
-    assert pace_of(paces, quick).size == 1  # it is not the last one any more
+    assert pace_of(paces, quick).size(0) == 10_000
+    assert pace_of(paces, str).size(0) == 1
+    learn(pace_of(paces, None), 9e-6)
+    assert pace_of(paces, None).size(0) == 1111
+    assert pace_of(paces, quick).size(0) == 1  # it is not the last one any more
 
 
 def test_nothing_is_kept_of_a_function_that_nobody_has(paces: Paces) -> None:
@@ -69,10 +69,10 @@ def test_nothing_is_kept_of_a_function_that_nobody_has(paces: Paces) -> None:
         pass
 
     learn(pace_of(paces, function), 1e-6)
-    assert pace_of(paces, function).size == 4000
+    assert pace_of(paces, function).size(0) == 10_000
     del function
     learn(pace_of(paces, partial(quick)), 1e-6)
-    assert pace_of(paces, partial(quick)).size == 1
+    assert pace_of(paces, partial(quick)).size(0) == 1
 
 
 @pytest.mark.parametrize(
@@ -84,26 +84,45 @@ def test_nothing_is_kept_of_a_function_that_nobody_has(paces: Paces) -> None:
     ],
 )
 def test_of_what_is_not_at_hand_or_may_be_large_one_item_is_tried_first(paces: Paces, source: Iterable[Any]) -> None:
-    assert pace_of(paces, quick, source).size == 1
+    assert pace_of(paces, quick, source).size(0) == 1
 
 
 @pytest.mark.parametrize("item", [0, "a", b"a", None, (1, "a"), [], [1, 2], {"a": 1, 2: None}])
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_small_items_that_are_at_hand_go_at_once(paces: Paces, item: Any, kind: type) -> None:
-    assert pace_of(paces, quick, kind([item] * 100_000)).size == 4000
+    assert pace_of(paces, quick, kind([item] * 100_000)).size(0) == 10_000
 
 
-def test_what_is_at_hand_is_shared_out_so_that_all_processes_end_at_about_the_same_time(paces: Paces) -> None:
-    assert pace_of(paces, quick, range(8000)).size == 1000
-    assert pace_of(paces, quick, range(3)).size == 1
-    assert pace_of(paces, quick, []).size == 1
+def test_the_last_chunks_of_what_is_at_hand_are_fair_shares_of_the_rest(paces: Paces) -> None:
+    pace = pace_of(paces, quick, range(100_000))  # for 8 threads, items of 1 µs
+    assert [pace.size(read) for read in (0, 20_000, 40_000, 80_000)] == [10_000, 10_000, 7500, 2500]
+    assert [pace.size(read) for read in (95_000, 99_999, 100_000)] == [1000] * 3  # which take 1 ms
+
+
+def test_what_takes_long_is_shared_out_to_the_last_item(paces: Paces) -> None:
+    pace = pace_of(paces, quick, range(24))
+    learn(pace, 0.0025)
+    assert [pace.size(read) for read in (0, 8, 16, 23, 24)] == [3, 2, 1, 1, 1]
+
+
+def test_of_few_items_none_waits_for_another_while_a_thread_has_none(paces: Paces) -> None:
+    pace = pace_of(paces, quick, range(8))
+    learn(pace, 0.001)
+    assert [pace.size(read) for read in range(8)] == [1] * 8
+    assert pace_of(paces, quick, []).size(0) == 1
+
+
+def test_nobody_knows_how_much_is_left_of_an_iterator(paces: Paces) -> None:
+    pace = pace_of(paces, quick, iter(range(10)))
+    learn(pace, 1e-6)
+    assert pace.size(9) == 10_000
 
 
 def test_no_chunk_is_larger_than_a_given_bound(paces: Paces) -> None:
-    assert pace_of(paces, quick, most=10).size == 10
+    assert pace_of(paces, quick, most=10).size(0) == 10
 
 
 def test_after_a_crash_it_begins_anew(paces: Paces) -> None:
     pace = pace_of(paces, quick)
     pace.restart()
-    assert pace.size == 1
+    assert pace.size(0) == 1

@@ -31,7 +31,7 @@ from .pace import CHUNK_BYTES, Pace, Paces, is_at_hand
 __all__ = ["Bulk"]
 
 _MANY = 500
-"""So many values of one chunk are let go of together. By its measured time 8 µs is what one of them takes to make, and
+"""So many values of one chunk are let go of together. By its measured time 20 µs is what one of them takes to make, and
 100 where the user has said how many are to go at a time (see ``wire.chunks``): as a rule they are small then."""
 
 _FILL_SECONDS = 0.005
@@ -97,7 +97,7 @@ class Bulk:
         self._held = source if is_at_hand(source) else None  # Measured: 2 ns an item of a list, and not 80
         self._source = iter(() if self._held is not None else source)
         most = None if buffersize is None else max(1, buffersize // (2 * threads))
-        self._pace = Pace(paces or Paces(), function, source, config.processes, most)
+        self._pace = Pace(paces or Paces(), function, source, threads, most)
         self._feeding = threading.Lock()  # whoever has it feeds: guards the source, and the next one
         self._read = 0
         # Its lock guards all below. A reentrant one: an iterator that Python's collector finds is closed anywhere.
@@ -139,7 +139,7 @@ class Bulk:
     def _room(self) -> int:
         """How many items the next chunk may have; 0: it is not time for one."""
         with self._changed:
-            size = self._chunksize or self._pace.size
+            size = self._chunksize or self._pace.size(self._read)
             if self._exhausted:
                 return 0
             if self._buffersize is not None:
