@@ -17,9 +17,10 @@ _CHUNK_SECONDS = 0.01
 as many a second with one thread in each of two workers, and 0.90 with four; with 4 ms 0.90 and 0.87; 20 and 40 ms are
 no better."""
 
-_LEAST_SECONDS = 0.001
+_LEAST_SECONDS = 0.002
 """What one is to take towards the end of what is at hand, where chunks get smaller: each is a fair share of the rest,
-so that all threads end at about the same time ("guided self-scheduling", Polychronopoulos and Kuck 1987)."""
+so that all threads end at about the same time ("guided self-scheduling", Polychronopoulos and Kuck 1987). Measured,
+200,000 that do nothing: with 1 ms a tenth slower by `Executor.map`, and this as fast as without."""
 
 _CHUNK_MOST = 25_000
 """Items of a chunk. Measured, 200,000 that do nothing: 23 ms in chunks of 12,500 to 50,000, 25 in those of 5,000."""
