@@ -15,7 +15,7 @@ __all__ = ["Pace", "Paces", "is_at_hand"]
 _CHUNK_SECONDS = 0.01
 """What a chunk is to take. Measured, 1,000 items that compute for 2 ms, beside two processes that do nothing else: 0.95
 as many a second with one thread in each of two workers, and 0.90 with four; with 4 ms 0.90 and 0.87; 20 and 40 ms are
-no better."""
+hardly better."""
 
 _LEAST_SECONDS = 0.002
 """What one is to take towards the end of what is at hand, where chunks get smaller: each is a fair share of the rest,
