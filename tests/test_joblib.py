@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 from joblib import Parallel, delayed, parallel_config
 
 import mpms.joblib
-from mpms import TaskTimeout, WorkerCrashed
+from mpms import TaskCancelled, TaskTimeout, WorkerCrashed
 
 from .local.conftest import nothing_is_left, stage
 from .local.helpers import HAS_GIL, PATIENCE, Guest, is_freed, meet, meeting, still_alive, until
@@ -152,6 +153,44 @@ def test_a_managed_parallel_is_usable_after_an_error() -> None:
             with pytest.raises(ZeroDivisionError):
                 parallel(delayed(invert)(number) for number in range(5))
             assert parallel(delayed(square)(number) for number in range(3)) == [0, 1, 4]
+
+
+class Begins:
+    """Three calls of ``square``, for a ``Parallel`` that asks how many they are when it begins with them."""
+
+    def __init__(self, at_the_beginning: Callable[[], object]) -> None:
+        self._at_the_beginning = at_the_beginning
+
+    def __len__(self) -> int:
+        self._at_the_beginning()
+        return 3
+
+    def __iter__(self) -> Iterator[object]:
+        return (delayed(square)(number) for number in range(3))
+
+
+def test_what_ends_late_of_a_call_that_failed_is_no_part_of_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over = threading.Event(), threading.Event()
+    submit = mpms.joblib.MpmsBackend.submit
+
+    def submit_late(self: mpms.joblib.MpmsBackend, func: Callable[[], Any], callback: Callable[[Any], Any]) -> Any:
+        def late(future: Any) -> None:
+            is_late = isinstance(future.exception(), TaskCancelled)
+            if is_late:
+                begun.wait(0.5)  # in vain: the next call begins after this
+            callback(future)
+            if is_late:
+                over.set()
+
+        return submit(self, func, late)
+
+    monkeypatch.setattr(mpms.joblib.MpmsBackend, "submit", submit_late)
+    with parallel_config(backend="mpms"), Parallel(n_jobs=2) as parallel:
+        with pytest.raises(ZeroDivisionError):
+            parallel([delayed(invert)(0), delayed(time.sleep)(600)])
+        next_one = Begins(lambda: (begun.set(), over.wait(PATIENCE)))
+        assert parallel(next_one) == [0, 1, 4]
+    assert over.is_set()
 
 
 def test_after_an_error_a_managed_parallel_has_its_options_still() -> None:

@@ -44,6 +44,10 @@ _OF_OTHERS = {"max_nbytes", "temp_folder", "mmap_mode", "verbose", "context"}
 """What joblib tells every backend, and only others have a use for."""
 
 
+_ABORT_SECONDS = 10.0
+"""How long an abort waits for callbacks of joblib that are under way: one may be in the caller's iterable."""
+
+
 class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     """The backend ``"mpms"`` of joblib, on an :class:`mpms.Executor`. joblib makes it, and calls all of its methods."""
 
@@ -127,6 +131,10 @@ class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         """A call has failed: nobody wants what runs."""
         if self._executor is not None:
             self._executor.kill_workers()
+            # joblib asks after a call has begun whose it is that ends: what ends of this one would be taken for a part
+            # of the next one, in which its result is then, or for which it is an error.
+            if self._executor._begun:
+                self._executor._engine.wait_stopped(_ABORT_SECONDS)
         self._made_with = {}  # not to be used again; still there for a call that is just being submitted
         parallel = self.parallel
         if ensure_ready and parallel is not None:
