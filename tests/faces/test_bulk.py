@@ -14,6 +14,7 @@ import pytest
 from mpms.config import PoolConfig
 from mpms.errors import TaskCancelled
 from mpms.faces.bulk import Bulk
+from mpms.faces.pace import Paces
 from mpms.ids import TaskId
 from mpms.outcome import Cancelled, Returned
 from mpms.testing import FakeClock
@@ -119,6 +120,18 @@ def test_the_rest_of_a_chunk_that_comes_back_after_a_cancel_is_not_sent_again() 
     assert [*itertools.islice(values, 3)] == ["0", "1", "2"]
     with pytest.raises(TaskCancelled):
         next(values)
+
+
+def test_chunks_get_smaller_towards_the_end_of_a_list() -> None:
+    engine, paces = Engine(), Paces()
+    paces.note(str, 50, 2)
+    config = PoolConfig(processes=1, threads=4)
+    bulk = Bulk(engine, config, str, range(100), eager=True, paces=paces)  # type: ignore[arg-type]
+    bulk.feed()
+    sizes = [len(args[0]) for args, _ in engine.tasks.values()]
+    assert sizes == [25, 18, 14, 10, 8, 6, 4, 3, 3, 2]  # each a quarter of what is left
+    engine.run_all(str)
+    assert [*bulk.values()] == [str(number) for number in range(100)]
 
 
 def test_of_a_list_that_was_read_nothing_is_kept() -> None:
