@@ -193,6 +193,18 @@ def test_what_ends_late_of_a_call_that_failed_is_no_part_of_the_next_one(monkeyp
     assert over.is_set()
 
 
+def test_after_an_abort_that_is_interrupted_the_next_call_has_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with parallel_config(backend="mpms", n_jobs=2):
+        with monkeypatch.context() as patch:
+            patch.setattr("mpms.local.engine.LocalEngine.wait_stopped", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                Parallel()(delayed(invert)(number) for number in range(5))
+        assert Parallel()(delayed(square)(number) for number in range(3)) == [0, 1, 4]
+
+
 def test_after_an_error_a_managed_parallel_has_its_options_still() -> None:
     def where(_: int) -> str:
         return threading.current_thread().name

@@ -129,13 +129,13 @@ class MpmsBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """A call has failed: nobody wants what runs."""
+        self._made_with = {}  # not to be used again; still there for a call that is just being submitted
         if self._executor is not None:
             self._executor.kill_workers()
             # joblib asks after a call has begun whose it is that ends: what ends of this one would be taken for a part
             # of the next one, in which its result is then, or for which it is an error.
             if self._executor._begun:
                 self._executor._engine.wait_stopped(_ABORT_SECONDS)
-        self._made_with = {}  # not to be used again; still there for a call that is just being submitted
         parallel = self.parallel
         if ensure_ready and parallel is not None:
             self.configure(n_jobs=parallel.n_jobs, parallel=parallel, **parallel._backend_kwargs)
